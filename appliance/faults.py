@@ -1,0 +1,76 @@
+"""THE table of what can go wrong: code -> what the line does, what the operator reads, what to check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Effect = Literal["count", "warn", "hold", "fault"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row. ``effect``: count = a counter only; warn = alarm, the line goes on; hold = gates reject until it is
+    over; fault = gates reject and the line stops. ``number`` is what the PLC reads in registers 8 and 9."""
+
+    number: int
+    effect: Effect
+    says: str
+    check: str
+
+
+FAULTS: dict[str, Fault] = {
+    # --- parts -----------------------------------------------------------------------------------------
+    "consecutive_rejects": Fault(
+        1, "warn", "several parts in a row were judged defective", "the process before the camera; then lamp and focus"
+    ),
+    "reject_rate": Fault(2, "warn", "the share of defective parts is above its limit", "the process before the camera"),
+    "missed": Fault(3, "warn", "parts came without a frame", "camera cable, trigger line, exposure_us, match_ms"),
+    "blind": Fault(4, "warn", "frames came that cannot be judged", "lamp, lens, dirt, a frozen camera; see the causes"),
+    "late": Fault(5, "warn", "verdicts did not come before the deadline", "inspectd's load, power mode, throttling"),
+    "unconfirmed": Fault(6, "warn", "a reject was commanded and not seen in the bin", "valve, air, the confirm sensor"),
+    "unexpected": Fault(7, "warn", "a part was seen in the bin that nobody rejected", "gate, the confirm sensor"),
+    # --- the station -------------------------------------------------------------------------------------
+    "trigger_lost": Fault(
+        20, "hold", "the photo-eye is covered, unplugged or silent: parts may pass unseen", "the eye, its lens, its cable"
+    ),
+    "inspect_away": Fault(21, "hold", "inspectd does not answer: every part is rejected", "journalctl -u inspectd"),
+    "report_away": Fault(22, "warn", "reportd does not answer: records wait in memory", "journalctl -u reportd"),
+    "output_lost": Fault(23, "fault", "an output can no longer be moved", "the line's wiring, the remote I/O"),
+    "longest_on": Fault(24, "fault", "an output stood energised longer than it may", "belt, pulse_ms, part_mm"),
+    "reject_failed": Fault(
+        25, "fault", "the gate was told too late for a part that had to be rejected", "the machine's load; real-time rights"
+    ),
+    "books_waiting": Fault(26, "warn", "more than half of the memory for unwritten records is in use", "reportd, its disk"),
+    "books_full": Fault(27, "fault", "no memory is left for records: parts can no longer be booked", "reportd, its disk"),
+    "purge_line_stop": Fault(
+        28, "fault", "what lies between camera and gate is unknown and this gate cannot be held: clear the belt by hand",
+        "remove the parts between camera and gate, then clear",
+    ),
+    "on_late_stop": Fault(
+        29, "warn", "a part could not be judged in time and the configuration stops the line for it", "camera, inspectd"
+    ),
+    # --- reporting -----------------------------------------------------------------------------------------
+    "ledger_disk_full": Fault(40, "warn", "the ledger cannot be written: records wait in memory", "free disk space"),
+    "broker_away": Fault(41, "warn", "the MQTT broker does not answer: records wait on disk", "network, broker, password"),
+    "plc_lost": Fault(42, "warn", "the PLC's heartbeat stopped", "PLC program, network, register 9"),
+    "images_disk_full": Fault(43, "warn", "images cannot be kept: the disk or the quota is full", "storage.images"),
+    "images_dropped": Fault(44, "count", "images were dropped: all archive slots were busy", "disk speed, what is kept"),
+    # --- inspecting ----------------------------------------------------------------------------------------
+    "camera_lost": Fault(60, "hold", "a camera gives no frames", "its cable and supply; it is re-opened by itself"),
+    "golden_failed": Fault(61, "hold", "the model no longer reproduces its golden vectors", "the GPU; reinstall the bundle"),
+    "engine_failed": Fault(62, "warn", "the engine failed on a frame: that part is blind", "the log of inspectd"),
+    "frozen": Fault(63, "count", "the camera gave the same picture twice", "the camera"),
+    "stray": Fault(64, "count", "a frame belonged to no part", "match_ms, offset_ms, the camera's trigger"),
+    "ambiguous": Fault(65, "count", "two frames fit one part", "match_ms, the camera's trigger"),
+    # --- the trigger ---------------------------------------------------------------------------------------
+    "double": Fault(80, "count", "an edge came closer than min_pitch_mm, or two parts touched", "part separation"),
+    "late_verdict": Fault(81, "count", "a verdict came after its part was committed, and changed nothing", "see late"),
+}  # fmt: skip
+
+
+def sentence(code: str, what: str = "") -> str:
+    """What the operator reads: the row's words, the particulars, what to check. Raises KeyError on unknown codes."""
+    fault = FAULTS[code]
+    particulars = f" ({what})" if what else ""
+    return f"{fault.says}{particulars}; check: {fault.check}"

@@ -1,0 +1,1 @@
+"""rejectd's room: the belt, the gate, deadlines, dispositions, alarms. No numpy, nothing slow."""

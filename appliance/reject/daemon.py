@@ -1,0 +1,342 @@
+"""rejectd: the loop that reads the photo-eye, hears verdicts and moves the gate when the trigger said so.
+
+Nothing here waits for anyone: sockets do not block, no disk is written, nothing is imported or built after the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import select
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Union
+
+from appliance.clock import SPIN_NS, become_real_time, spin_until
+from appliance.identity import new_ulid
+from appliance.link import Listener, SocketLink
+from appliance.messages import Ack, Command, Event, FrameSeen, Hello, InspectState, Message, PartClosed, Verdict
+from appliance.paths import Paths
+from appliance.ports import Clock, Input, InputLost, LinkClosed, Output, OutputLost
+from appliance.reject.belt import Belt
+from appliance.reject.books import open_books
+from appliance.reject.plan import MS, Plan
+from appliance.reject.rejector import Effects, Move, Rejector
+
+log = logging.getLogger("appliance.reject")
+
+RETRY_NS = 100 * MS
+_SENDS_PER_TURN = 16  # a reconnecting reportd gets its backlog in slices: the gate comes first
+_STOP_NS = 1_500 * MS  # how long a stopping rejectd stays for the last records to be acknowledged
+
+
+@dataclass(frozen=True)
+class RejectBuild:
+    """What wiring hands over. ``outputs`` by role: gate, and where there are: ready, fault, line_stop, heartbeat.
+
+    ``open_trigger`` opens the photo-eye, None where each frame is a part."""
+
+    plan: Plan
+    belt: Belt
+    outputs: dict[str, Output]
+    open_trigger: Callable[[], Input] | None
+    core: int | None = None
+
+
+class Rejectd:
+    """One rejectd: sockets and pins around a Rejector."""
+
+    def __init__(self, build: RejectBuild, paths: Paths, clock: Clock) -> None:
+        self._build = build
+        self._paths = paths
+        self._clock = clock
+        self._outputs = build.outputs
+        self._lost: dict[str, bool] = {}
+        self._energised_ns: dict[str, int] = {}
+        self._trigger: Input | None = None
+        self._listener = Listener(paths.reject_socket)
+        self._strangers: list[SocketLink] = []
+        self._inspect: SocketLink | None = None
+        self._report: SocketLink | None = None
+        self._to_inspect: deque[Message] = deque()
+        self._to_report: deque[PartClosed | Event] = deque()
+        self._retry_ns = 0
+        self.stopping = False
+        self._books = open_books(paths.parts_file)
+        self._rejector = Rejector(build.plan, build.belt, self._books, clock)
+
+    def start(self) -> None:
+        """Take over the books; the outputs go to their start levels with the first effects."""
+        now_ns = self._clock.now_ns()
+        new_run = new_ulid(self._clock.wall_us(now_ns), secrets.token_bytes(10))
+        first_part = read_ceiling(self._paths) + 1
+        self._rejector.start(now_ns, new_run, secrets.token_hex(8), first_part)
+        self._open_trigger(now_ns)
+        self._to_report.extend(self._rejector.journal.values())
+        self._apply(self._rejector.step(self._clock.now_ns()), journal_known=True)
+
+    def run(self) -> None:
+        """Until ``stopping``: wait, read, step, act."""
+        while not self.stopping:
+            self._wait()
+            self._read()
+            self._apply(self._rejector.step(self._clock.now_ns()))
+            self._send()
+            self._supervise(self._clock.now_ns())
+
+    def close(self) -> None:
+        """Gate to reject, open parts closed, the last records handed over if reportd listens."""
+        self._apply(self._rejector.stop(self._clock.now_ns()))
+        end_ns = self._clock.now_ns() + _STOP_NS
+        while self._report and self._rejector.journal and self._clock.now_ns() < end_ns:
+            self._send()
+            select.select([self._report], [], [], 0.02)
+            self._read_report()
+        for output in self._outputs.values():
+            output.close()
+        if self._trigger:
+            self._trigger.close()
+        for link in (self._inspect, self._report, *self._strangers):
+            if link:
+                link.close()
+        self._listener.close()
+
+    # --- waiting and reading --------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        now_ns = self._clock.now_ns()
+        due_ns = self._rejector.next_due_ns(now_ns)
+        edge_ns = self._rejector.next_edge_ns(now_ns)
+        spins = edge_ns is not None and edge_ns <= due_ns
+        until_ns = due_ns - SPIN_NS if spins else due_ns
+        if self._to_inspect or self._to_report:
+            until_ns = min(until_ns, now_ns + 1 * MS)
+        readers: list[Union[SocketLink, Listener, Input]] = [self._listener, *self._strangers]
+        readers += [one for one in (self._trigger, self._inspect, self._report) if one is not None]
+        # select, not poll: its wait is not rounded up to a whole millisecond.
+        select.select(readers, [], [], max(0.0, (until_ns - now_ns) / 1e9))
+        if spins and 0 < due_ns - self._clock.now_ns() <= SPIN_NS:
+            spin_until(due_ns)
+
+    def _read(self) -> None:
+        self._read_trigger()
+        self._accept()
+        self._read_inspect()
+        self._read_report()
+
+    def _read_trigger(self) -> None:
+        if self._trigger is None:
+            return
+        try:
+            edges = self._trigger.read()
+        except InputLost as why:
+            log.warning("the photo-eye is gone: %s", why)
+            self._trigger.close()
+            self._trigger = None
+            self._rejector.on_trigger_lost(str(why), self._clock.now_ns())
+            return
+        for edge in edges:
+            self._rejector.on_edge(edge, self._clock.now_ns())
+
+    def _accept(self) -> None:
+        while (link := self._listener.accept()) is not None:
+            self._strangers.append(link)
+        for link in list(self._strangers):
+            try:
+                messages = link.receive(at_most=1)
+            except LinkClosed:
+                self._strangers.remove(link)
+                link.close()
+                continue
+            if messages:
+                self._strangers.remove(link)
+                self._welcome(link, messages[0])
+
+    def _welcome(self, link: SocketLink, hello: Message) -> None:
+        if not isinstance(hello, Hello) or hello.role not in ("inspect", "report"):
+            link.close()
+            return
+        try:
+            link.send(Hello("reject", self._books.header.journal, 0))
+        except LinkClosed:
+            link.close()
+            return
+        log.info("%s connected (process %d)", hello.role, hello.pid)
+        if hello.role == "inspect":
+            if self._inspect:
+                self._inspect.close()
+            self._inspect = link
+            self._to_inspect.clear()
+            return
+        if self._report:
+            self._report.close()
+        self._report = link
+        self._to_report = deque(self._rejector.journal.values())
+        self._rejector.on_report(True, self._clock.now_ns())
+
+    def _read_inspect(self) -> None:
+        if self._inspect is None:
+            return
+        try:
+            messages = self._inspect.receive()
+        except LinkClosed:
+            log.warning("inspectd is gone: every part is rejected until it is back")
+            self._inspect.close()
+            self._inspect = None
+            self._to_inspect.clear()
+            self._rejector.on_inspect(None, self._clock.now_ns())
+            return
+        now_ns = self._clock.now_ns()
+        for message in messages:
+            if isinstance(message, Verdict):
+                self._rejector.on_verdict(message, now_ns)
+            elif isinstance(message, FrameSeen):
+                self._rejector.on_frame_seen(message, now_ns)
+            elif isinstance(message, InspectState):
+                self._rejector.on_inspect(message, now_ns)
+
+    def _read_report(self) -> None:
+        if self._report is None:
+            return
+        try:
+            messages = self._report.receive()
+        except LinkClosed:
+            log.warning("reportd is gone: records wait in memory")
+            self._drop_report()
+            return
+        for message in messages:
+            if isinstance(message, Ack):
+                self._rejector.on_ack(message.n)
+            elif isinstance(message, Command):
+                reply = self._rejector.on_command(message, self._clock.now_ns())
+                self._tell_report(reply)
+
+    def _drop_report(self) -> None:
+        if self._report:
+            self._report.close()
+        self._report = None
+        self._rejector.on_report(False, self._clock.now_ns())
+
+    # --- acting ----------------------------------------------------------------------------------------------
+
+    def _apply(self, effects: Effects, journal_known: bool = False) -> None:
+        for move in effects.moves:
+            self._move(move)
+        if self._inspect:
+            self._to_inspect.extend(effects.to_inspect)
+        if not journal_known:
+            self._to_report.extend(effects.journalled)
+        for message in effects.to_report:
+            self._tell_report(message)
+
+    def _move(self, move: Move) -> None:
+        output = self._outputs.get(move.output)
+        if output is None:
+            return
+        try:
+            at_ns = output.set(move.energised, self._clock.now_ns())
+        except OutputLost as why:
+            self._lost[move.output] = move.energised
+            log.error("output %s cannot be moved: %s", move.output, why)
+            self._rejector.on_output_lost(move.output, str(why), self._clock.now_ns())
+            return
+        if move.energised:
+            self._energised_ns.setdefault(move.output, at_ns)
+        else:
+            self._energised_ns.pop(move.output, None)
+        self._rejector.moved(move, at_ns)
+
+    def _tell_report(self, message: Message) -> None:
+        if self._report is None:
+            return
+        try:
+            self._report.send(message)  # status and replies: newest wins, a full socket may lose one
+        except LinkClosed:
+            self._drop_report()
+
+    def _send(self) -> None:
+        try:
+            for _ in range(_SENDS_PER_TURN):
+                if not (self._inspect and self._to_inspect and self._inspect.send(self._to_inspect[0])):
+                    break
+                self._to_inspect.popleft()
+        except LinkClosed:
+            self._to_inspect.clear()  # the next read finds the link closed and says so
+        if self._report is None:
+            self._to_report.clear()  # the journal keeps it all; a new link begins with the journal
+            return
+        try:
+            for _ in range(_SENDS_PER_TURN):
+                if not (self._to_report and self._report.send(self._to_report[0])):
+                    break
+                self._to_report.popleft()
+        except LinkClosed:
+            self._drop_report()
+
+    # --- watching over pins ------------------------------------------------------------------------------------
+
+    def _open_trigger(self, now_ns: int) -> None:
+        if self._build.open_trigger is None or self._trigger is not None:
+            return
+        try:
+            self._trigger = self._build.open_trigger()
+        except InputLost as why:
+            self._rejector.on_trigger_lost(str(why), now_ns)
+            return
+        self._rejector.on_trigger_back(now_ns)
+
+    def _supervise(self, now_ns: int) -> None:
+        if now_ns < self._retry_ns:
+            return
+        self._retry_ns = now_ns + RETRY_NS
+        self._open_trigger(now_ns)
+        for name, since_ns in self._energised_ns.items():
+            longest_ms = self._outputs[name].longest_on_ms
+            if longest_ms is not None and now_ns - since_ns > longest_ms * MS:
+                self._rejector.on_longest_on(name, now_ns)
+        if self._lost:
+            self._retry_outputs(now_ns)
+
+    def _retry_outputs(self, now_ns: int) -> None:
+        for name, energised in list(self._lost.items()):
+            try:
+                self._outputs[name].set(energised, now_ns)
+            except OutputLost:
+                continue
+            del self._lost[name]
+        if not self._lost:
+            self._rejector.on_outputs_back(now_ns)
+
+
+def read_ceiling(paths: Paths) -> int:
+    """The highest part number that may have been used (reportd keeps it on disk), 0 where there is none."""
+    try:
+        return int(paths.part_ceiling.read_text().strip() or 0)
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        log.error("%s does not hold a number; part numbers begin anew above what the ledger knows", paths.part_ceiling)
+        return 0
+
+
+def main(build: RejectBuild, paths: Paths, clock: Clock) -> int:
+    """Run rejectd until SIGTERM or SIGINT. Raises BooksBroken, OSError at start only."""
+    daemon = Rejectd(build, paths, clock)
+
+    def stop(_signal: int, _frame: object) -> None:
+        daemon.stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    daemon.start()
+    real_time = become_real_time(core=build.core)
+    for lost in real_time.lost:
+        log.warning("%s", lost)
+    log.info("rejectd runs, state %s", daemon._rejector.state)
+    try:
+        daemon.run()
+    finally:
+        daemon.close()
+    return 0
