@@ -1,0 +1,79 @@
+"""Addresses of cameras, digital lines and brokers: URLs in the configuration, checked by the role they play."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+
+
+@dataclass(frozen=True)
+class Address:
+    """scheme://host/path?query. ``text`` is what was written; ``name`` is host and path, without slashes around."""
+
+    scheme: str
+    host: str
+    path: str
+    query: tuple[tuple[str, str], ...]
+    text: str
+
+    @property
+    def name(self) -> str:
+        return (self.host + self.path).strip("/")
+
+    def option(self, key: str, default: str = "") -> str:
+        return dict(self.query).get(key, default)
+
+
+_GPIO = {"active": ("high", "low"), "bias": ("none", "pull-up", "pull-down"), "drive": ("push-pull", "open-drain")}
+CAMERA = {"v4l2": (), "csi": (), "gige": (), "rtsp": (), "folder": ("fps", "once"), "twin": ()}
+LINE = {"gpio": tuple(_GPIO), "modbus": ("unit", "watchdog_ms"), "twin": ()}
+
+
+def parse(text: Any, role: str, schemes: dict[str, tuple[str, ...]]) -> Address:
+    """Raises ValueError: what is wrong; what to write instead."""
+    forms = ", ".join(f"{scheme}://…" for scheme in schemes)
+    if not isinstance(text, str) or "://" not in text:
+        raise ValueError(f"{text!r} is no address of a {role}; write one of {forms}")
+    parts = urlsplit(text)
+    if parts.scheme not in schemes:
+        raise ValueError(f"{parts.scheme}:// is no {role}; write one of {forms}")
+    if not (parts.netloc + parts.path).strip("/"):
+        raise ValueError(f"{text} names nothing behind {parts.scheme}://; write for example {parts.scheme}://NAME")
+    query = tuple(parse_qsl(parts.query, keep_blank_values=True))
+    for key, value in query:
+        if key not in schemes[parts.scheme]:
+            allowed = ", ".join(schemes[parts.scheme]) or "none"
+            raise ValueError(f"{parts.scheme}:// has no option {key}; allowed: {allowed}")
+        if parts.scheme == "gpio" and value not in _GPIO[key]:
+            raise ValueError(f"{key}={value} is not known; write one of {', '.join(_GPIO[key])}")
+    path = parts.path if parts.scheme in ("v4l2", "folder") else parts.path.rstrip("/")
+    return Address(parts.scheme, parts.netloc, path, query, text)
+
+
+def _broker(text: Any) -> Address:
+    if text == "embedded":
+        return Address("embedded", "", "", (), "embedded")
+    return parse(text, "broker (or the word embedded)", {"mqtt": (), "mqtts": ()})
+
+
+def _trigger(text: Any) -> Address:
+    if text in ("modbus", "frame"):
+        return Address(str(text), "", "", (), str(text))
+    return parse(text, "trigger input (or modbus, or frame)", LINE)
+
+
+def _role(validate: Callable[[Any], Address]) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
+    return PlainValidator(validate), PlainSerializer(lambda v: v.text), WithJsonSchema({"type": "string"})
+
+
+_CAMERA = _role(lambda v: parse(v, "camera", CAMERA))
+_LINE = _role(lambda v: parse(v, "digital line", LINE))
+CameraAddress = Annotated[Address, _CAMERA[0], _CAMERA[1], _CAMERA[2]]
+LineAddress = Annotated[Address, _LINE[0], _LINE[1], _LINE[2]]
+_BROKER, _TRIGGER = _role(_broker), _role(_trigger)
+BrokerAddress = Annotated[Address, _BROKER[0], _BROKER[1], _BROKER[2]]
+TriggerAddress = Annotated[Address, _TRIGGER[0], _TRIGGER[1], _TRIGGER[2]]

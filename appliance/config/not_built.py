@@ -1,0 +1,47 @@
+"""Settings of the contract whose feature this release does not have: refused in those words, never ignored.
+
+A later release takes lines out of here; tests/config walks the schema and finds a setting that is neither used nor here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.config.schema import Station
+
+INSTEAD = "leave it out"
+
+
+def not_built(station: Station) -> list[tuple[tuple[Any, ...], str, str]]:
+    """(path, what, instead) of every setting that would be accepted and ignored."""
+    found: list[tuple[tuple[Any, ...], str, str]] = []
+
+    def refuse(condition: object, *path: Any, instead: str = INSTEAD) -> None:
+        if condition:
+            found.append((path, "not built yet", instead))
+
+    for name, camera in station.cameras.items():
+        built = camera.source.scheme in ("folder", "twin")
+        refuse(not built, "cameras", name, "source", instead="write folder:///path or twin://NAME, or rehearse this file")
+        refuse(camera.strobe, "cameras", name, "strobe")
+        refuse(camera.white_balance != (1.0, 1.0, 1.0), "cameras", name, "white_balance")
+    refuse(station.trigger.input.scheme in ("gpio", "modbus"), "trigger", "input", instead="write twin://NAME or frame")
+    refuse(station.transport.encoder, "transport", "encoder", instead="write speed_mm_s")
+    refuse(station.transport.running, "transport", "running")
+    refuse(station.reject.output.scheme != "twin", "reject", "output", instead="write twin://NAME, or rehearse this file")
+    refuse(station.reject.confirm, "reject", "confirm")
+    refuse(station.reject.gate_eye, "reject", "gate_eye")
+    refuse(station.divert or station.reject.on_review == "divert", "divert")
+    for name, line in station.outputs:
+        refuse(line and line.scheme != "twin", "outputs", name, instead="write twin://NAME")
+    for name, line in station.inputs:
+        refuse(line, "inputs", name)
+    refuse(station.challenge, "challenge")
+    refuse(station.modbus, "modbus")
+    refuse(station.storage.ledger.durable == "strict", "storage", "ledger", "durable", instead="write group")
+    refuse(station.signature == "require", "signature", instead="write warn")
+    if station.mqtt:
+        refuse(station.mqtt.sparkplug, "mqtt", "sparkplug")
+        refuse(station.mqtt.home_assistant, "mqtt", "home_assistant")
+        refuse(set(station.mqtt.commands) - {"clear"}, "mqtt", "commands", instead="write [clear] or []")
+    return found

@@ -1,0 +1,1 @@
+"""Workstation side of the models: the bundles that ship, and how they are trained."""
