@@ -47,7 +47,7 @@ def fit(
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=1e-4)
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak_rate, total_steps=max(2, steps + 1), pct_start=0.2)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=0.01)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=0.002)
     pixels, targets = torch.from_numpy(images), torch.from_numpy(labels)
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=generator)
@@ -60,7 +60,7 @@ def fit(
             loss.backward()
             optimiser.step()
             schedule.step()
-            total += float(loss) * len(chosen)
+            total += float(loss.detach()) * len(chosen)
             wrong += int(((logits.argmax(1) == 0) != (targets[chosen] == 0)).sum())
         log.info("epoch %d/%d: loss %.4f, good/bad confused %d of %d", epoch + 1, epochs, total / len(order), wrong, len(order))
     return model.eval()

@@ -1,0 +1,1 @@
+"""inspectd's room: frame in, verdict out."""

@@ -1,0 +1,1 @@
+"""Workstation tools: python -m calibration quantize | validate | threshold | flatfield."""
