@@ -1,0 +1,336 @@
+"""inspectd: one thread per camera, one that judges (this loop), one that archives; links to rejectd and reportd."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import queue
+import secrets
+import select
+import signal
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from appliance.inspect.archive import Archive
+from appliance.inspect.golden_watch import GoldenWatch
+from appliance.inspect.inspector import Inspector, RecipePlan
+from appliance.inspect.matching import Matcher
+from appliance.link import SocketLink, connect
+from appliance.messages import Ack, Event, FrameSeen, Health, Heard, Hello, InspectState, Message, Stored, Trigger, Verdict
+from appliance.model.bundle import BundleError
+from appliance.model.golden import GoldenError
+from appliance.paths import Paths
+from appliance.ports import Camera, CameraLost, Clock, Frame, FrameMemory, LinkClosed
+
+log = logging.getLogger("appliance.inspect")
+
+RETRY_NS = 100_000_000
+HEALTH_NS = 5_000_000_000
+_MOST_WAITING = 10_000  # details and events kept for a reportd that is away; what goes beyond is counted
+
+
+@dataclass(frozen=True)
+class InspectBuild:
+    """What wiring hands over. ``load`` builds engines and replays golden vectors; may take long, may refuse."""
+
+    load: Callable[[], tuple[RecipePlan, list[GoldenWatch]]]
+    cameras: dict[str, Camera]
+    matchers: dict[str, Matcher]
+    memory: FrameMemory
+    slot_bytes: int
+    image_quota_bytes: int
+    frame_trigger: str | None
+    """Name of the camera whose every frame is a part, where ``trigger.input`` is ``frame``."""
+
+
+class CameraThread(threading.Thread):
+    """Waits for one camera's frames and hands them to the judge; opens it again when it is lost."""
+
+    def __init__(self, camera: Camera, memory: FrameMemory, hand_over: Callable[[str, "Frame | CameraLost"], None]) -> None:
+        super().__init__(name=f"camera-{camera.name}", daemon=True)
+        self._camera, self._memory, self._hand_over = camera, memory, hand_over
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                self._camera.open(self._memory)
+                while not self.stopping.is_set():
+                    frame = self._camera.next_frame(0.2)
+                    if frame is not None:
+                        self._hand_over(self._camera.name, frame)
+            except CameraLost as why:
+                self._hand_over(self._camera.name, why)
+                self.stopping.wait(0.25)
+            finally:
+                self._camera.close()
+
+
+class Inspectd:
+    """One inspectd: sockets, threads and engines around an Inspector."""
+
+    def __init__(self, build: InspectBuild, paths: Paths, clock: Clock) -> None:
+        self._build, self._paths, self._clock = build, paths, clock
+        self._journal = secrets.token_hex(8)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._frames: queue.SimpleQueue[tuple[str, Frame | CameraLost]] = queue.SimpleQueue()
+        self._stored: queue.SimpleQueue[Stored] = queue.SimpleQueue()
+        self._reject: SocketLink | None = None
+        self._report: SocketLink | None = None
+        self._retry_ns = self._health_ns = 0
+        self._verdicts: dict[int, Verdict] = {}
+        self._to_reject: deque[Message] = deque()
+        self._to_report: deque[Message] = deque()
+        self._events: dict[int, Event] = {}
+        self._next_n = 1
+        self._state = InspectState("starting", "loading the model", 0.0, "", 0, "", {})
+        self._inspector: Inspector | None = None
+        self._watches: list[GoldenWatch] = []
+        self._lost_cameras: set[str] = set()
+        self._threads: list[CameraThread] = []
+        self.stopping = False
+        self.lost_messages = 0
+        self._archive = Archive(paths.image_dir, build.slot_bytes, build.image_quota_bytes, self._image_stored)
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Engines and golden vectors; a refusal is a state, not an end: rejectd goes on and rejects."""
+        self._connect(self._clock.now_ns())
+        self._send()
+        try:
+            recipe, self._watches = self._build.load()
+        except (BundleError, GoldenError) as why:
+            log.error("%s", why)
+            self._tell_state("fault", str(why)[:240])
+            self._event("model_refused", {"why": str(why)[:240]})
+            return
+        self._inspector = Inspector(recipe, self._build.matchers, self._archive, self._clock)
+        models = {look.camera: look.network.identity for look in recipe.looks}
+        self._state = InspectState("starting", "opening cameras", 1.0, recipe.name, recipe.number, recipe.digest, models)
+        for camera in self._build.cameras.values():
+            thread = CameraThread(camera, self._build.memory, self._frame_came)
+            thread.start()
+            self._threads.append(thread)
+        self._tell_state("ready", "")
+        gc.collect()
+        gc.freeze()
+
+    def run(self) -> None:
+        """Until ``stopping``: wait, read, look, send."""
+        while not self.stopping:
+            self._wait()
+            now_ns = self._clock.now_ns()
+            self._connect(now_ns)
+            self._read()
+            self._take_frames()
+            if self._inspector:
+                self._inspector.step(self._clock.now_ns())
+                self._collect(self._inspector)
+                self._watch_golden(now_ns)
+            self._health(now_ns)
+            self._send()
+
+    def close(self) -> None:
+        """Threads ended, links closed."""
+        for thread in self._threads:
+            thread.stopping.set()
+        self._archive.close()
+        self._send()
+        for thread in self._threads:
+            thread.join(0.6)
+        for link in (self._reject, self._report):
+            if link:
+                link.close()
+
+    # --- waiting and reading ------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _frame_came(self, camera: str, frame: Frame | CameraLost) -> None:
+        self._frames.put((camera, frame))
+        self.wake()
+
+    def _image_stored(self, stored: Stored) -> None:
+        self._stored.put(stored)
+        self.wake()
+
+    def _wait(self) -> None:
+        now_ns = self._clock.now_ns()
+        until_ns = min(now_ns + 100_000_000, self._health_ns)
+        due_ns = self._inspector.next_due_ns() if self._inspector else None
+        if due_ns is not None:
+            until_ns = min(until_ns, due_ns)
+        readers: list[object] = [self._wake, *(link for link in (self._reject, self._report) if link)]
+        select.select(readers, [], [], max(0.0, (until_ns - now_ns) / 1e9))
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass  # something else woke us
+
+    def _connect(self, now_ns: int) -> None:
+        if now_ns < self._retry_ns:
+            return
+        self._retry_ns = now_ns + RETRY_NS
+        if self._reject is None:
+            self._reject = connect(self._paths.reject_socket, Hello("inspect", self._journal, os.getpid()))
+            if self._reject:
+                self._to_reject = deque([self._state, *self._verdicts.values()])
+        if self._report is None:
+            self._report = connect(self._paths.report_socket, Hello("inspect", self._journal, os.getpid()))
+            if self._report:
+                self._to_report.extendleft(reversed([self._state, *self._events.values()]))
+
+    def _read(self) -> None:
+        for name in ("_reject", "_report"):
+            link: SocketLink | None = getattr(self, name)
+            if link is None:
+                continue
+            try:
+                messages = link.receive()
+            except LinkClosed:
+                log.warning("%s is gone", name[1:] + "d")
+                link.close()
+                setattr(self, name, None)
+                continue
+            for message in messages:
+                self._hear(message)
+
+    def _hear(self, message: Message) -> None:
+        if isinstance(message, Trigger) and self._inspector:
+            self._inspector.on_trigger(message)
+        elif isinstance(message, Heard):
+            self._verdicts.pop(message.part, None)
+        elif isinstance(message, Ack):
+            for n in [n for n in self._events if n <= message.n]:
+                del self._events[n]
+
+    def _take_frames(self) -> None:
+        while not self._frames.empty():
+            camera, frame = self._frames.get()
+            if isinstance(frame, CameraLost):
+                self._camera_lost(camera, frame)
+                continue
+            if camera in self._lost_cameras:
+                self._lost_cameras.discard(camera)
+                self._event("camera_back", {"camera": camera})
+                self._tell_state("ready", "")
+            if self._inspector is None or camera not in self._inspector.matchers:
+                frame.release()
+                continue
+            if camera == self._build.frame_trigger:
+                self._to_reject.append(FrameSeen(camera, frame.sequence, frame.time_ns))
+            self._inspector.on_frame(camera, frame)
+        while not self._stored.empty():
+            self._queue_report(self._stored.get())
+
+    def _camera_lost(self, camera: str, why: CameraLost) -> None:
+        if self._inspector:
+            self._inspector.matchers[camera].forget()
+        if camera not in self._lost_cameras:
+            self._lost_cameras.add(camera)
+            log.error("camera %s: %s", camera, why)
+            self._event("camera_lost", {"camera": camera, "why": str(why)[:240]})
+            self._tell_state("starting", f"camera {camera}: {why}"[:240])
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def _collect(self, inspector: Inspector) -> None:
+        while inspector.to_reject:
+            message = inspector.to_reject.popleft()
+            if isinstance(message, Verdict):
+                self._verdicts[message.part] = message
+                if len(self._verdicts) > _MOST_WAITING:
+                    self._verdicts.pop(next(iter(self._verdicts)))
+                    self.lost_messages += 1
+            self._to_reject.append(message)
+        while inspector.to_report:
+            self._queue_report(inspector.to_report.popleft())
+
+    def _queue_report(self, message: Message) -> None:
+        if len(self._to_report) >= _MOST_WAITING:
+            self._to_report.popleft()
+            self.lost_messages += 1
+        self._to_report.append(message)
+
+    def _send(self) -> None:
+        for link, waiting in ((self._reject, self._to_reject), (self._report, self._to_report)):
+            if link is None:
+                continue
+            try:
+                while waiting and link.send(waiting[0]):
+                    waiting.popleft()
+            except LinkClosed:
+                continue  # the next read finds it closed; what waits is sent to its successor
+        if self._reject is None:
+            self._to_reject.clear()
+
+    def _tell_state(self, state: str, reason: str) -> None:
+        old = self._state
+        self._state = InspectState(
+            state, reason, old.progress, old.recipe, old.recipe_number, old.recipe_digest, old.models  # type: ignore[arg-type]
+        )
+        self._to_reject.append(self._state)
+        self._queue_report(self._state)
+
+    def _event(self, kind: str, data: dict[str, object]) -> None:
+        now_ns = self._clock.now_ns()
+        event = Event(self._next_n, kind, now_ns, self._clock.wall_us(now_ns), self._clock.quality(), data)
+        self._next_n += 1
+        self._events[event.n] = event
+        self._queue_report(event)
+
+    def _watch_golden(self, now_ns: int) -> None:
+        for watch in self._watches:
+            try:
+                watch.step(now_ns, self._verdicts_since)
+            except GoldenError as why:
+                self._watches.remove(watch)
+                log.error("%s", why)
+                self._event("suspect_parts", {"why": str(why)[:200], "since": watch.last_good_part})
+                self._tell_state("fault", str(why)[:240])
+                return
+
+    @property
+    def _verdicts_since(self) -> int:
+        return max(self._verdicts, default=0)
+
+    def _health(self, now_ns: int) -> None:
+        if now_ns < self._health_ns:
+            return
+        self._health_ns = now_ns + HEALTH_NS
+        values: dict[str, object] = {name: camera.statistics() for name, camera in self._build.cameras.items()}
+        if self._inspector:
+            recent = sorted(self._inspector.latencies_ms)
+            if len(recent) > 1:
+                cuts = statistics.quantiles(recent, n=100)
+                values["latency_ms"] = {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(recent[-1], 2)}
+            values["image_health"] = self._inspector.health_figures()
+            values["counts"] = self._inspector.counts
+        values["archive"] = self._archive.counts
+        values["frame_copies"] = sum(camera.frame_copies for camera in self._build.cameras.values())
+        values["lost_messages"] = self.lost_messages
+        self._queue_report(Health("inspect", values))
+
+
+def main(build: InspectBuild, paths: Paths, clock: Clock) -> int:
+    """Run inspectd until SIGTERM or SIGINT."""
+    daemon = Inspectd(build, paths, clock)
+
+    def stop(_signal: int, _frame: object) -> None:
+        daemon.stopping = True
+        daemon.wake()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    daemon.load()
+    try:
+        daemon.run()
+    finally:
+        daemon.close()
+    return 0

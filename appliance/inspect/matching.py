@@ -1,0 +1,125 @@
+"""Which frame shows which part: by time, never by counting. Pure.
+
+A frame belongs to the trigger whose time + travel + offset lies within ± match of the middle of its exposure. A part
+is answered when its window is over, so that a second candidate is seen (`ambiguous`); a frame that fits no part is
+`stray`; the same frame again is a `duplicate`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from appliance.ports import Frame
+
+_KEEP_NS = 400_000_000  # how long a frame waits for a trigger that is still under way
+_MOST_FRAMES = 4  # buffers that may wait: the camera needs the others
+
+
+@dataclass(frozen=True)
+class Match:
+    """What became of a part at one camera."""
+
+    part: int
+    kind: Literal["frame", "missed", "ambiguous"]
+    frame: Frame | None
+
+
+@dataclass
+class _Waiting:
+    part: int
+    expected_ns: int
+    give_up_ns: int
+    frames: list[Frame] = field(default_factory=list)
+
+
+class Matcher:
+    """One camera's frames against the parts' triggers. ``shift_ns``: travel to the camera plus offset."""
+
+    def __init__(self, shift_ns: int, match_ns: int, allowance_ns: int, wait_for_second: bool = True) -> None:
+        self._shift_ns = shift_ns
+        self._match_ns = match_ns
+        self._allowance_ns = allowance_ns
+        self._wait_for_second = wait_for_second
+        self._parts: deque[_Waiting] = deque()
+        self._frames: deque[Frame] = deque()
+        self._last: tuple[int, int] | None = None
+        self.counts = {"frames": 0, "stray": 0, "duplicate": 0, "gap": 0, "ambiguous": 0, "missed": 0}
+
+    def trigger(self, part: int, time_ns: int, deadline_ns: int) -> None:
+        """A part to find the frame of."""
+        expected_ns = time_ns + self._shift_ns
+        give_up_ns = min(expected_ns + self._match_ns + self._allowance_ns, max(deadline_ns - 20_000_000, expected_ns))
+        waiting = _Waiting(part, expected_ns, give_up_ns)
+        self._parts.append(waiting)
+        for frame in list(self._frames):
+            if self._fits(frame, waiting):
+                self._frames.remove(frame)
+                waiting.frames.append(frame)
+
+    def frame(self, frame: Frame) -> bool:
+        """A frame came. False: it is not wanted (a duplicate, or nothing waits that long), release it."""
+        self.counts["frames"] += 1
+        if self._last is not None:
+            sequence, time_ns = self._last
+            if frame.sequence == sequence or frame.time_ns == time_ns:
+                self.counts["duplicate"] += 1
+                return False
+            self.counts["gap"] += max(0, frame.sequence - sequence - 1)
+        self._last = (frame.sequence, frame.time_ns)
+        for waiting in self._parts:
+            if self._fits(frame, waiting):
+                waiting.frames.append(frame)
+                return True
+        if len(self._frames) >= _MOST_FRAMES:
+            self._frames.popleft().release()
+            self.counts["stray"] += 1
+        self._frames.append(frame)
+        return True
+
+    def due(self, now_ns: int) -> list[Match]:
+        """Parts that can be answered now, in the order of their triggers; old frames are given back."""
+        found = []
+        while self._parts and self._ready(self._parts[0], now_ns):
+            found.append(self._answer(self._parts.popleft()))
+        while self._frames and now_ns - self._frames[0].time_ns > _KEEP_NS:
+            self._frames.popleft().release()
+            self.counts["stray"] += 1
+        return found
+
+    def next_due_ns(self) -> int | None:
+        """When ``due`` has something to say at the earliest."""
+        if not self._parts:
+            return self._frames[0].time_ns + _KEEP_NS if self._frames else None
+        first = self._parts[0]
+        return self._window_end(first) if first.frames else first.give_up_ns
+
+    def forget(self) -> None:
+        """The camera is gone: its frames are void."""
+        self._frames.clear()
+        for waiting in self._parts:
+            waiting.frames.clear()
+        self._last = None
+
+    def _fits(self, frame: Frame, waiting: _Waiting) -> bool:
+        return abs(frame.time_ns - waiting.expected_ns) <= self._match_ns
+
+    def _window_end(self, waiting: _Waiting) -> int:
+        return waiting.expected_ns + self._match_ns if self._wait_for_second else 0
+
+    def _ready(self, waiting: _Waiting, now_ns: int) -> bool:
+        if waiting.frames:
+            return now_ns >= self._window_end(waiting)
+        return now_ns >= waiting.give_up_ns
+
+    def _answer(self, waiting: _Waiting) -> Match:
+        if not waiting.frames:
+            self.counts["missed"] += 1
+            return Match(waiting.part, "missed", None)
+        if len(waiting.frames) > 1:
+            self.counts["ambiguous"] += 1
+            for frame in waiting.frames:
+                frame.release()
+            return Match(waiting.part, "ambiguous", None)
+        return Match(waiting.part, "frame", waiting.frames[0])
