@@ -1,0 +1,1 @@
+"""reportd's room: the ledger, and what leaves the box."""
