@@ -188,7 +188,7 @@ class Line:
     def next_ns(self) -> int | None:
         """When something happens at the eye or a camera next; None while nothing will."""
         next_mm = self._next_eye_mm()
-        due_ns = None if next_mm is None or not self._belt[-1].runs else self.time_at(next_mm)
+        due_ns = None if next_mm is None else self._when(next_mm)
         for camera, waiting in zip(self.shape.cameras, self._exposures):
             if waiting and (exposure_ns := self._exposure_ns(camera, waiting[0][0])) is not None:
                 due_ns = exposure_ns if due_ns is None else min(due_ns, exposure_ns)
@@ -197,10 +197,10 @@ class Line:
     def advance(self, now_ns: int) -> list[Happened]:
         """All that happened since the last call, up to ``now_ns``, in the order of time."""
         happened: list[Happened] = []
-        while (next_mm := self._next_eye_mm()) is not None and self.position_mm(now_ns) >= next_mm:
-            time_ns = self.time_at(next_mm)
-            if time_ns > now_ns:
-                break  # the rounding of the last nanosecond
+        while (next_mm := self._next_eye_mm()) is not None:
+            time_ns = self._when(next_mm)
+            if time_ns is None or time_ns > now_ns:
+                break
             self._last_ns = max(self._last_ns, time_ns)
             self._at_the_eye(next_mm, self._last_ns, happened)
         if self.shape.cameras:
@@ -243,11 +243,8 @@ class Line:
 
     def _exposure_ns(self, camera: CameraPlace, eye_mm: float) -> int | None:
         """When the camera exposes a part; None while the belt stands before it."""
-        at_mm = eye_mm + camera.at_mm
-        last = self._belt[-1]
-        if not last.runs and last.start_mm < at_mm:
-            return None
-        return self.time_at(at_mm) + camera.offset_ns
+        arrive_ns = self._when(eye_mm + camera.at_mm)
+        return None if arrive_ns is None else arrive_ns + camera.offset_ns
 
     def _expose(self, now_ns: int, happened: list[Happened]) -> None:
         before = len(happened)
@@ -270,12 +267,19 @@ class Line:
         return stretch.start_mm + (time_ns - stretch.start_ns) * self._mm_per_ns
 
     def time_at(self, position_mm: float) -> int:
-        """When the belt reached (or, going on as it does, will reach) a position."""
+        """When the belt reached (or, running on, will reach) a position."""
         stretch = self._belt[-1]
         if stretch.start_mm > position_mm or not stretch.runs:
             running = (one for one in reversed(self._belt) if one.runs and one.start_mm <= position_mm)
             stretch = next(running, self._belt[0])
         return stretch.start_ns + round((position_mm - stretch.start_mm) * self._ns_per_mm)
+
+    def _when(self, position_mm: float) -> int | None:
+        """As ``time_at``; None for a place that a standing belt has not reached."""
+        last = self._belt[-1]
+        if not last.runs and last.start_mm < position_mm:
+            return None
+        return self.time_at(position_mm)
 
     # --- bins -------------------------------------------------------------------------------------------------
 
