@@ -29,7 +29,7 @@ class Address:
 
 
 _GPIO = {"active": ("high", "low"), "bias": ("none", "pull-up", "pull-down"), "drive": ("push-pull", "open-drain")}
-CAMERA = {"v4l2": (), "csi": (), "gige": (), "rtsp": (), "folder": ("fps", "once"), "twin": ()}
+CAMERA = {"v4l2": (), "csi": (), "gige": (), "rtsp": (), "folder": ("fps", "once"), "twin": ("photographs",)}
 LINE = {"gpio": tuple(_GPIO), "modbus": ("unit", "watchdog_ms"), "twin": ()}
 
 

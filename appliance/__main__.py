@@ -1,0 +1,238 @@
+"""The verbs of the command line; each a few lines that call a room."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from appliance.clock import SystemClock
+from appliance.paths import Paths
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes as the contract's table says; 2 for what cannot be used."""
+    options = _parser().parse_args(arguments)
+    level = logging.INFO if options.verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        return int(options.verb(options))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="appliance", description="Inspection appliance: camera to gate.")
+    parser.add_argument("-v", dest="verbose", action="store_true", help="tell more on stderr")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function: object, help_: str) -> argparse.ArgumentParser:
+        one = verbs.add_parser(name, help=help_)
+        one.set_defaults(verb=function)
+        return one
+
+    run = verb("run", _run, "run the station")
+    run.add_argument("-c", dest="file", type=Path, required=True)
+    run.add_argument("--only", help="some of reject,inspect,report: one systemd unit each")
+    run.add_argument("--run-dir", type=Path)
+    run.add_argument("--data-dir", type=Path)
+    verb("check", _check, "validate a configuration").add_argument("file", type=Path)
+    verb("schema", _schema, "JSON Schema of the configuration")
+    for name, function in (("rehearse", _rehearse), ("demo", _demo)):
+        one = verb(name, function, "run the firmware against the simulated line")
+        one.add_argument("-c", dest="file", type=Path)
+        one.add_argument("--parts", type=int, default=600)
+        one.add_argument("--ppm", type=float, default=600.0)
+        one.add_argument("--seed", type=int, default=1)
+        one.add_argument("--fast", action="store_true", help="virtual time")
+        one.add_argument("--hard", action="store_true", help="defects fainter than the bundle promises")
+        one.add_argument("--good", type=Path, help="photographs of good parts")
+        one.add_argument("--bad", type=Path, help="photographs of defective parts")
+        one.add_argument("--fault", action="append", default=[], metavar="NAME@T[+DURATION]")
+        one.add_argument("--operator", default="5s", help="how long until a person clears a stopped line")
+        one.add_argument("--json", type=Path)
+        one.add_argument("--keep", type=Path, help="keep ledger, images and truth in this folder")
+    inspect = verb("inspect", _inspect, "judge images offline")
+    inspect.add_argument("-m", dest="bundle", type=Path, required=True)
+    inspect.add_argument("--recipe", type=Path)
+    inspect.add_argument("--json", type=Path)
+    inspect.add_argument("paths", type=Path, nargs="+")
+    ledger = verb("ledger", _ledger, "verify, export, show")
+    ledger.add_argument("action", choices=("verify", "export", "show"))
+    ledger.add_argument("file", type=Path, help="ledger.sqlite")
+    ledger.add_argument("--part", type=int)
+    ledger.add_argument("--csv", action="store_true", help="export parts as CSV; default JSON lines of all entries")
+    status = verb("status", _status, "the running station, over MQTT")
+    status.add_argument("-c", dest="file", type=Path, required=True)
+    status.add_argument("--watch", action="store_true")
+    for name in ("teach", "engine", "usb"):
+        verb(name, _not_built, "not built yet").add_argument("rest", nargs="*")
+    return parser
+
+
+def _paths(options: argparse.Namespace, name: str) -> Paths:
+    home = Path.home() / ".local/state/appliance" / name.replace("/", "-")
+    run = options.run_dir or Path(os.environ.get("RUNTIME_DIRECTORY") or home / "run")
+    data = options.data_dir or Path(os.environ.get("STATE_DIRECTORY") or home / "data")
+    return Paths(run, data).make()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from appliance.config import ConfigError, load
+
+    try:
+        station = load(options.file, data_dir=options.data_dir)
+        paths = _paths(options, station.station)
+        roles = tuple(options.only.split(",")) if options.only else ("report", "inspect", "reject")
+        unknown = set(roles) - {"report", "inspect", "reject"}
+        if unknown:
+            raise ValueError(f"--only {','.join(unknown)}: write some of reject, inspect, report")
+        if len(roles) == 1:
+            return _one_role(roles[0], station, paths)
+    except (ConfigError, ValueError, OSError) as why:
+        sys.stderr.write(f"{why}\n")
+        return 2
+    return _supervise(options, station, paths, roles)
+
+
+def _one_role(role: str, station: object, paths: Paths) -> int:
+    clock = SystemClock()
+    if role == "reject":
+        from appliance import wiring
+        from appliance.reject.books import BooksBroken
+        from appliance.reject.daemon import main as reject_main
+
+        try:
+            return reject_main(wiring.reject_build(station, paths, clock), paths, clock)  # type: ignore[arg-type]
+        except BooksBroken as why:
+            raise ValueError(str(why)) from why
+    from appliance import wiring
+
+    if role == "inspect":
+        import cv2
+
+        from appliance.inspect.daemon import main as inspect_main
+
+        cv2.setNumThreads(1)
+        return inspect_main(wiring.inspect_build(station, paths, clock), paths, clock)  # type: ignore[arg-type]
+    from appliance.report.daemon import main as report_main
+    from appliance.report.ledger import LedgerError
+
+    try:
+        return report_main(wiring.report_build(station, paths), paths, clock)  # type: ignore[arg-type]
+    except LedgerError as why:
+        raise ValueError(str(why)) from why
+
+
+def _supervise(options: argparse.Namespace, station: object, paths: Paths, roles: tuple[str, ...]) -> int:
+    import select
+
+    from appliance.supervisor import Supervisor
+
+    supervisor = Supervisor(options.file, paths, roles, verbose=options.verbose)
+    reading, writing = os.pipe()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os.write(writing, b"x"))
+    broker = None
+    mqtt = getattr(station, "mqtt", None)
+    if mqtt is not None and mqtt.broker.scheme == "embedded":
+        from appliance.devices.broker_embedded import start
+
+        broker = start(1883)
+    supervisor.start()
+    while not select.select([reading], [], [], 0.2)[0]:
+        supervisor.poll()
+    supervisor.stop()
+    if broker is not None:
+        broker.terminate()
+        broker.wait(5)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from appliance.config.verbs import check
+
+    return check(options.file, sys.stdout)
+
+
+def _schema(_options: argparse.Namespace) -> int:
+    from appliance.config.verbs import schema
+
+    return schema(sys.stdout)
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    from appliance.config import ConfigError
+    from appliance.twin import fast, rehearse, trouble
+
+    try:
+        if (options.good is None) != (options.bad is None):
+            raise ValueError("--good DIR and --bad DIR go together")
+        given = rehearse.Options(
+            file=options.file or rehearse.SHIPPED, parts=options.parts, ppm=options.ppm, seed=options.seed,
+            hard=options.hard, good=options.good, bad=options.bad, faults=[trouble.parse(one) for one in options.fault],
+            operator_s=float(options.operator.rstrip("s")), keep=options.keep, verbose=options.verbose,
+        )  # fmt: skip
+        result = (fast.rehearse_fast if options.fast else rehearse.rehearse)(given, sys.stdout)
+    except (ConfigError, ValueError, OSError, rehearse.RehearsalFailed) as why:
+        sys.stderr.write(f"{why}\n")
+        return 1 if isinstance(why, rehearse.RehearsalFailed) else 2
+    result.print_table(sys.stdout)
+    if options.json:
+        options.json.write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
+    return 1 if result.failures() else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    sys.stdout.write("The shipped station on a simulated line: 3 processes of firmware, a twin of the line, a broker.\n")
+    return _rehearse(options)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from appliance.inspect.offline import inspect_verb
+
+    return inspect_verb(options.bundle, options.recipe, options.paths, sys.stdout, sys.stderr, options.json)
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    from appliance.report import verify
+
+    if options.action == "verify":
+        return verify.verify_verb(options.file, sys.stdout)
+    try:
+        if options.action == "export":
+            return verify.export(options.file, sys.stdout, "csv" if options.csv else "jsonl")
+        if options.part is None:
+            raise OSError("name the part: --part N")
+        return verify.show(options.file, options.part, sys.stdout)
+    except OSError as why:
+        sys.stderr.write(f"{why}\n")
+        return 2
+
+
+def _status(options: argparse.Namespace) -> int:
+    from appliance.config import ConfigError, load
+    from appliance.status import watch
+
+    try:
+        station = load(options.file)
+    except ConfigError as why:
+        sys.stderr.write(f"{why}\n")
+        return 2
+    return watch(station, sys.stdout, sys.stderr, for_ever=options.watch)
+
+
+def _not_built(_options: argparse.Namespace) -> int:
+    sys.stderr.write("not built yet: this verb comes with a later release\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""reportd: hears rejectd and inspectd, writes the ledger, tells the broker. Nobody waits for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import select
+import shutil
+import signal
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from appliance.link import Listener, SocketLink, connect
+from appliance.messages import Ack, Command, Event, Hello, Message, PartClosed, Reply, Status
+from appliance.paths import Paths
+from appliance.ports import Clock, LinkClosed, Publisher
+from appliance.report.ledger import Ledger
+from appliance.report.outbox import Outbox
+from appliance.report.reporter import Reporter
+
+log = logging.getLogger("appliance.report")
+
+RETRY_NS = 100_000_000
+HEALTH_NS = 5_000_000_000
+CEILING_AHEAD = 100_000
+_GOODBYE_NS = 1_200_000_000
+_REPLIES_KEPT = 200
+
+
+class BrokerLink(Publisher, Protocol):
+    """A Publisher with a life: what devices/publisher_mqtt gives."""
+
+    connected: bool
+    reason: str
+
+    def fileno(self) -> int: ...
+    def step(self, now_ns: int) -> list[tuple[str, Any]]: ...
+    def subscribe(self) -> None: ...
+    def reply(self, topic: str, payload: bytes, correlation: bytes | None) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class ReportBuild:
+    """What wiring hands over. ``broker`` None: no MQTT. ``commands``: verbs accepted over it."""
+
+    station: str
+    simulated: bool
+    broker: Callable[[], BrokerLink] | None
+    commands: frozenset[str]
+    config_digest: str
+
+
+class Reportd:
+    """One reportd: sockets, broker and disk around a Reporter."""
+
+    def __init__(self, build: ReportBuild, paths: Paths, clock: Clock) -> None:
+        self._build, self._paths, self._clock = build, paths, clock
+        self.ledger = Ledger(paths.ledger_file, build.station, build.simulated)
+        self.reporter = Reporter(self.ledger)
+        self.outbox = Outbox(self.ledger, build.station)
+        self._listener = Listener(paths.report_socket)
+        self._links: dict[SocketLink, str] = {}
+        self._reject: SocketLink | None = None
+        self._reject_journal = ""
+        self._broker = build.broker() if build.broker else None
+        self._retry_ns = self._health_ns = 0
+        self._ceiling = 0
+        self._replies: OrderedDict[str, bytes] = OrderedDict()
+        self._asked: dict[str, tuple[str, bytes | None]] = {}
+        self._wall_check: int | None = None
+        self.stopping = False
+        self._raise_ceiling(self.ledger.highest_part())
+        self.reporter.put("available", "online")
+        self.reporter.put_counters()
+        self._own_event("report_start", {"configuration": build.config_digest})
+
+    def run(self) -> None:
+        """Until ``stopping``."""
+        while not self.stopping:
+            self._wait()
+            self.turn(self._clock.now_ns())
+
+    def turn(self, now_ns: int) -> None:
+        """One turn of the loop."""
+        self._connect(now_ns)
+        self._read(now_ns)
+        self._broker_step(now_ns)
+        for event in self.reporter.take_late_images():
+            self._own_event("image", event.data)
+        self._acknowledge(self.reporter.step(now_ns))
+        self._watch_wall_clock(now_ns)
+        self._health(now_ns)
+        self._publish()
+
+    def close(self) -> None:
+        """What is there is written and, if the broker takes it within a second, published."""
+        end_ns = self._clock.now_ns() + _GOODBYE_NS
+        while self._reject and self._clock.now_ns() < end_ns:  # rejectd says its last words before us
+            select.select([self._reject], [], [], 0.05)
+            self._read(self._clock.now_ns())
+            self._acknowledge(self.reporter.step(self._clock.now_ns()))
+        self._acknowledge(self.reporter.drain(self._clock.now_ns()))
+        while self._broker and self._broker.connected and self.outbox.backlog and self._clock.now_ns() < end_ns:
+            self._publish()
+            select.select([self._broker], [], [], 0.05)
+            self._broker_step(self._clock.now_ns())
+        self.reporter.put("available", "stopped")
+        self.reporter.put("state", {"state": "stopped", "reason": "stopped", "since": None, "progress": 0.0})
+        self._publish()
+        if self._broker:
+            self._broker.close()
+        self.ledger.close()
+        for link in self._links:
+            link.close()
+        self._listener.close()
+
+    # --- links -----------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        readers: list[Any] = [self._listener, *self._links]
+        if self._broker:
+            readers.append(self._broker)
+        busy = self.ledger.waiting or self.reporter.waiting
+        select.select(readers, [], [], 0.02 if busy else 0.1)
+
+    def _connect(self, now_ns: int) -> None:
+        while (link := self._listener.accept()) is not None:
+            self._links[link] = ""
+        if self._reject is not None or now_ns < self._retry_ns:
+            return
+        self._retry_ns = now_ns + RETRY_NS
+        self._reject = connect(self._paths.reject_socket, Hello("report", secrets.token_hex(4), os.getpid()))
+        if self._reject:
+            self._links[self._reject] = ""
+
+    def _read(self, now_ns: int) -> None:
+        for link in list(self._links):
+            try:
+                messages = link.receive()
+            except LinkClosed:
+                self._lost(link)
+                continue
+            for message in messages:
+                if isinstance(message, Hello):
+                    self._links[link] = message.journal
+                    if link is not self._reject:
+                        link.send(Hello("report", "", os.getpid()))
+                else:
+                    self._hear(link, message, now_ns)
+
+    def _hear(self, link: SocketLink, message: Message, now_ns: int) -> None:
+        if isinstance(message, Reply):
+            self._answer(message.id, message.ok, message.text)
+            return
+        journal = self._links[link]
+        if isinstance(message, (PartClosed, Event)) and self.ledger.seen(journal, message.n):
+            link.send(Ack(message.n))  # it came again because our acknowledgement was lost
+            return
+        if isinstance(message, Status):
+            self._raise_ceiling(message.next_part)
+        self.reporter.on_message(message, journal, now_ns)
+
+    def _lost(self, link: SocketLink) -> None:
+        del self._links[link]
+        link.close()
+        if link is self._reject:
+            log.warning("rejectd is gone")
+            self._reject = None
+            self.reporter.rejectd_gone()
+
+    def _acknowledge(self, durable: dict[str, int]) -> None:
+        for link, journal in list(self._links.items()):
+            if journal in durable:
+                try:
+                    link.send(Ack(durable[journal]))
+                except LinkClosed:
+                    continue  # the next read finds it closed
+
+    # --- broker ----------------------------------------------------------------------------------------------
+
+    def _broker_step(self, now_ns: int) -> None:
+        if self._broker is None:
+            return
+        for what, value in self._broker.step(now_ns):
+            if what == "connected":
+                self.outbox.connection_lost()
+                self._broker.subscribe()
+                self.reporter.changed.extendleft(reversed(self.reporter.retained))
+            elif what == "lost":
+                self.outbox.connection_lost()
+            elif what == "acked":
+                self.outbox.acknowledged(value)
+            elif what == "arrived":
+                self._command(value)
+
+    def _publish(self) -> None:
+        broker, changed = self._broker, self.reporter.changed
+        if broker is None or not broker.connected:
+            changed.clear()  # all that is retained is told at the next connect
+            return
+        told: set[str] = set()
+        while changed:  # state, counters and alarms never wait for the backlog
+            topic = changed.popleft()
+            if topic in told:
+                continue
+            told.add(topic)
+            broker.publish(f"{self._build.station}/{topic}", self.reporter.retained[topic], qos=0 if topic == "health" else 1, retain=True)
+        self.outbox.send(broker)
+
+    def _command(self, arrived: Any) -> None:
+        """A command: not retained, named in mqtt.commands, with an id; a repeat gets the old answer."""
+        verb = arrived.topic.rsplit("/", 1)[-1]
+        if arrived.retain or verb not in self._build.commands:
+            return
+        reply_topic = arrived.response_topic or f"{self._build.station}/reply"
+        try:
+            body = json.loads(arrived.payload)
+            command_id = str(body["id"])
+        except (ValueError, KeyError, TypeError):
+            log.warning("a command %s without an id was ignored; send {\"id\": \"…\"}", verb)
+            return
+        if command_id in self._replies and self._broker:
+            self._broker.reply(reply_topic, self._replies[command_id], arrived.correlation)
+            return
+        if command_id in self._asked:
+            return
+        self._asked[command_id] = (reply_topic, arrived.correlation)
+        arguments = {key: value for key, value in body.items() if key != "id"}
+        sent = False
+        if self._reject:
+            try:
+                sent = self._reject.send(Command(command_id, verb, arguments, "mqtt"))
+            except LinkClosed:
+                sent = False
+        if not sent:
+            self._answer(command_id, False, "rejectd does not answer; try again")
+
+    def _answer(self, command_id: str, ok: bool, text: str) -> None:
+        topic, correlation = self._asked.pop(command_id, (f"{self._build.station}/reply", None))
+        body = json.dumps({"id": command_id, "ok": ok, "text": text}).encode()
+        self._replies[command_id] = body
+        while len(self._replies) > _REPLIES_KEPT:
+            self._replies.popitem(last=False)
+        if self._broker:
+            self._broker.reply(topic, body, correlation)
+
+    # --- own duties --------------------------------------------------------------------------------------------
+
+    def _own_event(self, kind: str, data: dict[str, Any]) -> None:
+        now_ns = self._clock.now_ns()
+        self.reporter.own_event(kind, data, now_ns, self._clock.wall_us(now_ns), self._clock.quality())
+
+    def _raise_ceiling(self, highest: int) -> None:
+        """Part numbers up to here may be used: rejectd begins above it when its memory is gone."""
+        if highest + CEILING_AHEAD // 2 < self._ceiling:
+            return
+        self._ceiling = (highest // CEILING_AHEAD + 1) * CEILING_AHEAD
+        write_whole(self._paths.part_ceiling, f"{self._ceiling}\n")
+
+    def _watch_wall_clock(self, now_ns: int) -> None:
+        difference_us = self._clock.wall_us(now_ns) - now_ns // 1000
+        if self._wall_check is not None and abs(difference_us - self._wall_check) > 1_000_000:
+            old, new = self._wall_check + now_ns // 1000, self._clock.wall_us(now_ns)
+            self._own_event("clock_step", {"old_us": old, "new_us": new})
+        self._wall_check = difference_us
+
+    def _health(self, now_ns: int) -> None:
+        if now_ns < self._health_ns:
+            return
+        self._health_ns = now_ns + HEALTH_NS
+        disk = shutil.disk_usage(self._paths.data)
+        own = {
+            "disk_free_gb": round(disk.free / 1e9, 2), "load_1min": round(os.getloadavg()[0], 2),
+            "mqtt_backlog": self.outbox.backlog, "ledger_waiting": self.ledger.waiting,
+            "broker": self._broker.reason if self._broker else "none", "clock": self._clock.quality(),
+        }  # fmt: skip
+        self.reporter.put("health", self.reporter.health(own))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Atomically, and on disk when it returns. Raises OSError."""
+    partial = path.with_suffix(".part")
+    with open(partial, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+
+
+def main(build: ReportBuild, paths: Paths, clock: Clock) -> int:
+    """Run reportd until SIGTERM or SIGINT. Raises LedgerError, OSError at start."""
+    daemon = Reportd(build, paths, clock)
+
+    def stop(_signal: int, _frame: object) -> None:
+        daemon.stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        daemon.run()
+    finally:
+        daemon.close()
+    return 0

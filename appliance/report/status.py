@@ -1,0 +1,27 @@
+"""``appliance status``: the running station in a terminal, read over MQTT. Pure part: topics to text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def as_text(station: str, retained: dict[str, bytes]) -> str:
+    """A plain view of state, counters, raised alarms and recipe."""
+    told: dict[str, Any] = {topic: _read(body) for topic, body in retained.items()}
+    state = told.get("state") or {}
+    lines = [f"{station}: {told.get('available', 'unknown')}, state {state.get('state', 'unknown')} {state.get('reason') or ''}".rstrip()]
+    counters = told.get("counters") or {}
+    lines.append("  " + "  ".join(f"{name} {counters[name]}" for name in counters if name not in ("run", "unconfirmed")))
+    lines += [f"  ALARM {topic[6:]}: {body['text']}" for topic, body in told.items() if topic.startswith("alarm/") and body.get("raised")]
+    recipe = told.get("recipe") or {}
+    if recipe:
+        lines.append(f"  recipe {recipe.get('name')} ({recipe.get('number')}), inspectd {recipe.get('state')}")
+    return "\n".join(lines)
+
+
+def _read(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")

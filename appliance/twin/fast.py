@@ -1,0 +1,2 @@
+"""stub"""
+def rehearse_fast(o, out): raise ValueError("x")

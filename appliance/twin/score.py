@@ -1,0 +1,128 @@
+"""Truth against books: escapes, false rejects, lost good parts, and whether the books close. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import Any
+
+VERDICTS = ("pass", "fail", "review", "blind", "late", "missed")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One part as the twin knows it; ``bin`` is good, reject or belt (never reached the gate)."""
+
+    edge_ns: int
+    kind: str | None
+    size: float
+    step: float
+    bin: str
+    arrive_ns: int
+
+
+@dataclass
+class Score:
+    """What came of a rehearsal."""
+
+    parts: int = 0
+    defective: int = 0
+    escapes_gate: int = 0
+    escapes_judge: int = 0
+    escapes_faint: int = 0
+    false_rejects: int = 0
+    good: int = 0
+    good_lost: int = 0
+    good_lost_outside: int = 0
+    untracked: int = 0
+    unexplained: int = 0
+    per_kind: dict[str, list[int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def score(truths: list[Truth], records: list[dict[str, Any]], half_pitch_ns: int, excused: list[tuple[int, int]]) -> Score:
+    """Join by the trigger's instant. ``excused``: (from, to) ns of faults plus 5 s and a purge, when good parts may go."""
+    result = Score()
+    times = [record["monotonic_ns"] for record in records]
+    used: set[int] = set()
+    for truth in truths:
+        if truth.bin == "belt":
+            continue
+        result.parts += 1
+        record = _nearest(truth.edge_ns, times, records, half_pitch_ns, used)
+        if record is None:
+            result.untracked += 1
+        _one(result, truth, record, excused)
+    result.unexplained = len(records) - len(used)
+    return result
+
+
+def _nearest(
+    edge_ns: int, times: list[int], records: list[dict[str, Any]], within_ns: int, used: set[int]
+) -> dict[str, Any] | None:
+    at = bisect_left(times, edge_ns)
+    best = min((i for i in (at - 1, at) if 0 <= i < len(times)), key=lambda i: abs(times[i] - edge_ns), default=None)
+    if best is None or abs(times[best] - edge_ns) > within_ns:
+        return None
+    used.add(best)
+    return records[best]
+
+
+def _one(result: Score, truth: Truth, record: dict[str, Any] | None, excused: list[tuple[int, int]]) -> None:
+    verdict = record["verdict"] if record else None
+    if truth.kind is None:
+        result.good += 1
+        if truth.bin != "reject":
+            return
+        if record is not None and verdict == "fail" and record["disposed_by"] == "verdict":
+            result.false_rejects += 1
+            return
+        result.good_lost += 1
+        if not any(begin <= truth.edge_ns <= end or begin <= truth.arrive_ns <= end for begin, end in excused):
+            result.good_lost_outside += 1
+            result.notes.append(f"a good part was lost: {verdict}, {record['disposed_by'] if record else 'untracked'}")
+        return
+    result.defective += 1
+    caught = truth.bin == "reject"
+    name = f"{truth.kind} {truth.step:g}" if truth.step < 1 else truth.kind
+    tally = result.per_kind.setdefault(name, [0, 0])
+    tally[0] += caught
+    tally[1] += 1
+    if caught:
+        return
+    if record is not None and verdict in ("pass", "review") and record["disposition"] == "accept":
+        if truth.step < 1:
+            result.escapes_faint += 1
+        else:
+            result.escapes_judge += 1
+            result.notes.append(f"escape by the judge: part {record['part']}, {truth.kind} {truth.size}, score {record['score']}")
+    else:
+        result.escapes_gate += 1
+        result.notes.append(f"escape by the gate: {truth.kind}, record {record and (record['part'], verdict, record['disposed_by'])}")
+
+
+def books_closed(records: list[dict[str, Any]], counters: dict[str, Any] | None) -> tuple[bool, str]:
+    """Every part once, sums equal, and the counters topic says the same of the last run."""
+    numbers = [record["part"] for record in records]
+    if len(set(numbers)) != len(numbers):
+        return False, "a part has two records"
+    runs = {record["run"] for record in records}
+    if counters is not None and records:
+        last = [record for record in records if record["run"] == counters.get("run")]
+        counted = {name: sum(record["verdict"] == name for record in last) for name in VERDICTS}
+        told = {name: counters.get(name) for name in VERDICTS}
+        if counted != told or counters.get("triggers") != sum(counted.values()) or counters.get("in_flight"):
+            return False, f"counters tell {told}, in flight {counters.get('in_flight')}; the ledger has {counted}"
+    return True, f"{len(numbers)} records, {len(runs)} run(s)"
+
+
+def percentiles(values: list[float]) -> dict[str, float | None]:
+    """p50, p99, p999, max; None where there is nothing."""
+    if not values:
+        return {"p50": None, "p99": None, "p999": None, "max": None}
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
+
+    return {"p50": at(0.5), "p99": at(0.99), "p999": at(0.999), "max": round(ordered[-1], 3)}

@@ -1,0 +1,232 @@
+"""From configuration to concrete objects: the only file (with wiring_models) that knows devices/ by name.
+
+Vendor libraries are imported where a configuration names them, so that rejectd pulls in none of inspectd's.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.config import Address, Station, find_bundle
+from appliance.paths import Paths
+from appliance.ports import Clock, Input, Output
+from appliance.reject.belt import ConstantBelt
+from appliance.reject.daemon import RejectBuild
+from appliance.reject.plan import AlarmPlan, GatePlan, Plan, Window
+
+if TYPE_CHECKING:
+    from appliance.inspect.daemon import InspectBuild
+    from appliance.inspect.golden_watch import GoldenWatch
+    from appliance.inspect.inspector import Look, RecipePlan
+    from appliance.inspect.matching import Matcher
+    from appliance.ports import Camera
+    from appliance.report.daemon import ReportBuild
+
+_MS = 1_000_000
+_READOUT_ALLOWANCE_NS = 250 * _MS  # a frame that has not arrived by then will not come
+
+
+# --- rejectd ---------------------------------------------------------------------------------------------
+
+
+def plan_of(station: Station) -> Plan:
+    """rejectd's numbers."""
+    reject, alarms, recipe = station.reject, station.alarms, station.recipe
+    assert station.transport.speed_mm_s is not None and reject.on_review != "divert"  # refused by check
+    cameras = [station.cameras[look.camera] for look in recipe.inspect]
+    return Plan(
+        speed_mm_s=station.transport.speed_mm_s,
+        part_mm=station.part_mm,
+        gate=GatePlan(reject.kind, reject.energised_means, reject.distance_mm, reject.pulse_ms, reject.response_ms),
+        deadline_ms=reject.deadline_ms,
+        purge_mm=reject.purge_mm,
+        on_late=reject.on_late,
+        on_review=reject.on_review,
+        trigger="frame" if station.trigger.input.scheme == "frame" else "input",
+        rising=station.trigger.edge == "rising",
+        debounce_ms=station.trigger.debounce_ms,
+        min_pitch_mm=station.trigger.min_pitch_mm,
+        max_part_mm=station.trigger.max_part_mm,
+        blocked_mm=station.trigger.blocked_mm,
+        frame_period_ms=1000 / min(frame_rate(camera) for camera in cameras),
+        recipe=station.active,
+        recipe_number=recipe.number,
+        alarms=AlarmPlan(
+            consecutive_rejects=alarms.consecutive_rejects,
+            reject_rate=(alarms.reject_rate.over, alarms.reject_rate.of_last),
+            missed=Window(alarms.missed.count, alarms.missed.of_last),
+            blind=Window(alarms.blind.count, alarms.blind.of_last),
+            late=Window(alarms.late.count, alarms.late.of_last),
+            stops_line=frozenset(alarms.stops_line),
+        ),
+        line_stop_output=station.outputs.line_stop is not None,
+    )
+
+
+def frame_rate(camera: Any) -> float:
+    """Frames per second of a camera: what the folder's address says, else the configuration."""
+    return float(camera.source.option("fps") or camera.fps) if camera.source.scheme == "folder" else float(camera.fps)
+
+
+def reject_build(station: Station, paths: Paths, clock: Clock) -> RejectBuild:
+    """All that rejectd needs."""
+    plan = plan_of(station)
+    outputs = {"gate": _output("gate", station.reject.output, plan.gate.reject_level, plan.gate.longest_on_ms, paths, clock)}
+    for name, address in station.outputs:
+        if address is not None:
+            outputs[name] = _output(name, address, False, None, paths, clock)
+    opener = None if plan.trigger == "frame" else partial(_input, "trigger", station.trigger.input, paths)
+    return RejectBuild(plan, ConstantBelt(plan.speed_mm_s), outputs, opener)
+
+
+def _output(name: str, address: Address, start: bool, longest_on_ms: int | None, paths: Paths, clock: Clock) -> Output:
+    from appliance.devices.output_twin import TwinOutput
+
+    return TwinOutput(name, paths.twin_socket, address.name, start, False, longest_on_ms, clock)
+
+
+def _input(name: str, address: Address, paths: Paths) -> Input:
+    from appliance.devices.input_twin import TwinInput
+
+    return TwinInput(name, paths.twin_socket, address.name)
+
+
+# --- inspectd --------------------------------------------------------------------------------------------
+
+
+def inspect_build(station: Station, paths: Paths, clock: Clock) -> InspectBuild:
+    """All that inspectd needs."""
+    from appliance.devices.memory_numpy import NumpyMemory
+    from appliance.inspect.daemon import InspectBuild
+
+    looks = station.recipe.inspect
+    used = {look.camera: station.cameras[look.camera] for look in looks}
+    frame_trigger = looks[0].camera if station.trigger.input.scheme == "frame" else None
+    return InspectBuild(
+        load=partial(load_recipe, station, paths.data),
+        cameras={name: _camera(name, camera, station, paths, clock) for name, camera in used.items()},
+        matchers={name: matcher_of(station, name) for name in used},
+        memory=NumpyMemory(),
+        slot_bytes=max(camera.size[0] * camera.size[1] * 3 for camera in used.values()),
+        image_quota_bytes=round(station.storage.images.quota_gb * 1e9),
+        frame_trigger=frame_trigger,
+    )
+
+
+def load_recipe(station: Station, data_dir: Path | None) -> tuple[RecipePlan, list[GoldenWatch]]:
+    """The active recipe's engines, warm, golden vectors replayed. Raises BundleError, GoldenError."""
+    import hashlib
+
+    from appliance.inspect.golden_watch import GoldenWatch
+    from appliance.inspect.inspector import RecipePlan
+
+    looks, watches = [], []
+    for number in range(len(station.recipe.inspect)):
+        look, golden = look_of(station, number, data_dir)
+        looks.append(look)
+        watches.append(GoldenWatch(look.network, look.bundle, golden, station.golden_every_h))  # type: ignore[arg-type]
+    images = station.storage.images
+    text = station.recipe.model_dump_json() + "".join(look.bundle.digest for look in looks)
+    digest = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    plan = RecipePlan(
+        station.active, station.recipe.number, digest, tuple(looks), frozenset(images.keep), images.passes_every
+    )
+    return plan, watches
+
+
+def look_of(station: Station, number: int, data_dir: Path | None) -> tuple[Look, Any]:
+    """One look of the active recipe and its golden vectors. Raises BundleError, GoldenError."""
+    from appliance.inspect.image_health import HealthLimits
+    from appliance.inspect.inspector import Look
+    from appliance.inspect.judge import limits_of
+    from appliance.model.bundle import BundleError, load_bundle
+    from appliance.model.golden import replay_all
+    from appliance.wiring_models import cpu_network
+
+    given = station.recipe.inspect[number]
+    folder = find_bundle(given.bundle, Path(station.file), data_dir)
+    if folder is None:
+        raise BundleError(f"no bundle {given.bundle}; see `appliance check`")
+    bundle = load_bundle(folder)
+    network = cpu_network(bundle)
+    golden = replay_all(network, bundle)
+    camera = station.cameras[given.camera]
+    health = station.recipe.image_health
+    limits = limits_of(
+        bundle, given.review_at, given.fail_at, {name: (one.fail_at, one.min_area_px) for name, one in given.classes.items()}
+    )
+    look = Look(
+        camera=given.camera, size=camera.size, any_size=any_size(camera.source), roi=given.roi,
+        bundle=bundle, network=network, limits=limits,
+        health=HealthLimits(health.frozen, health.brightness, health.sharpness_min, health.saturated_max),
+    )  # fmt: skip
+    return look, golden
+
+
+def matcher_of(station: Station, name: str) -> Matcher:
+    """How one camera's frames find their parts."""
+    from appliance.inspect.matching import Matcher
+
+    camera = station.cameras[name]
+    speed_mm_s = station.transport.speed_mm_s or station.transport.max_speed_mm_s
+    travel_ns = round(camera.at_mm / speed_mm_s * 1e9)
+    if station.trigger.input.scheme == "frame":
+        return Matcher(0, 1, _READOUT_ALLOWANCE_NS, wait_for_second=False)
+    shortest_ns = station.trigger.min_pitch_mm / speed_mm_s * 1e9
+    match_ns = shortest_ns / 4 if camera.match_ms == "auto" else float(camera.match_ms) * _MS
+    return Matcher(travel_ns + round(camera.offset_ms * _MS), round(match_ns), _READOUT_ALLOWANCE_NS)
+
+
+def _camera(name: str, camera: Any, station: Station, paths: Paths, clock: Clock) -> Camera:
+    source: Address = camera.source
+    if source.scheme == "folder":
+        from appliance.devices.camera_folder import FolderCamera
+
+        return FolderCamera(name, Path(source.host + source.path), frame_rate(camera), source.option("once") == "1", clock)
+    from appliance.devices.camera_twin import TwinCamera
+
+    path = paths.twin_camera_socket(source.name)
+    return TwinCamera(name, path, source.name, camera.size, any_size(source), clock)
+
+
+def any_size(source: Address) -> bool:
+    """Photographs come as they are; a camera gives the size that is configured, or something is wrong."""
+    return source.scheme == "folder" or source.option("photographs") == "1"
+
+
+# --- reportd -----------------------------------------------------------------------------------------------
+
+
+def report_build(station: Station, paths: Paths) -> ReportBuild:
+    """All that reportd needs."""
+    from appliance.report.daemon import ReportBuild
+
+    commands = frozenset(station.mqtt.commands if station.mqtt else ())
+    broker = partial(publisher_of, station, "report", sorted(commands)) if station.mqtt else None
+    return ReportBuild(station.station, station.simulated, broker, commands, station.digest)
+
+
+def publisher_of(station: Station, role: str, commands: list[str]) -> Any:
+    """The MQTT client of a station."""
+    from appliance.devices.publisher_mqtt import MqttPublisher
+
+    topics = [f"{station.station}/cmd/{verb}" for verb in commands]
+    return MqttPublisher(broker_of(station), f"{station.station.replace('/', '-')}-{role}", station.station, topics)
+
+
+def broker_of(station: Station) -> Any:
+    """Where the broker is, with the password read from its file. Raises OSError."""
+    from appliance.devices.publisher_mqtt import Broker
+
+    assert station.mqtt is not None
+    mqtt, address = station.mqtt, station.mqtt.broker
+    folder = Path(station.file).parent
+    if address.scheme == "embedded":
+        return Broker("127.0.0.1", 1883)
+    host, _, port = address.host.partition(":")
+    password = (folder / mqtt.password_file).read_text().strip() if mqtt.password_file else None
+    files = [str(folder / name) if name else None for name in (mqtt.ca_file, mqtt.cert_file, mqtt.key_file)]
+    tls = address.scheme == "mqtts"
+    return Broker(host, int(port or (8883 if tls else 1883)), tls, mqtt.username, password, *files)
