@@ -1,54 +1,51 @@
-"""Digital input ``twin://NAME``: edges over a socket from the twin's process, stamped where they happened."""
+"""Input ``twin://NAME``: edges stamped by the twin at the instant they happened."""
 
 from __future__ import annotations
 
 import socket
 from pathlib import Path
 
-import msgspec
-
 from appliance.messages import Edge, TwinHello, decode, encode
 from appliance.ports import InputLost
 
-_EDGE_BYTES = 4096
-
 
 class TwinInput:
-    """One input line of the twin. Opening fails while the twin is not there: the owner tries again."""
+    """ports.Input over RUN/twin.sock. Raises InputLost at construction while the twin is not there."""
 
     def __init__(self, name: str, path: Path, twin_name: str) -> None:
         self.name = name
         self._twin_name = twin_name
         self._level = False
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.setblocking(False)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
         try:
-            sock.connect(str(path))
-            sock.send(encode(TwinHello("input", twin_name)))
+            self._socket.connect(str(path))
+            self._socket.send(encode(TwinHello("input", twin_name)))
         except OSError as why:
-            sock.close()
-            raise InputLost(f"the twin's input {twin_name} does not answer ({why.strerror}); is the twin running?") from why
-        self._socket = sock
+            self._socket.close()
+            raise InputLost(f"twin input {twin_name} does not answer ({why}); is the twin running?") from why
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def read(self) -> list[Edge]:
-        """Edges since the last call; sequence 0 tells the level at opening. Raises InputLost."""
+        """Raises InputLost when the twin is gone."""
         edges: list[Edge] = []
-        try:
-            while data := self._socket.recv(_EDGE_BYTES):
-                edge = decode(data)
-                if isinstance(edge, Edge):
-                    self._level = edge.level
-                    edges.append(edge)
-        except BlockingIOError:
-            return edges
-        except (OSError, msgspec.MsgspecError) as why:
-            raise InputLost(f"the twin's input {self._twin_name}: {why}") from why
-        if edges:
-            return edges  # what came before the end; the next call raises
-        raise InputLost(f"the twin's input {self._twin_name} closed")
+        while True:
+            try:
+                data = self._socket.recv(4096)
+            except BlockingIOError:
+                return edges
+            except OSError as why:
+                raise InputLost(f"twin input {self._twin_name}: {why}") from why
+            if not data:
+                if edges:
+                    return edges
+                raise InputLost(f"twin input {self._twin_name} closed")
+            message = decode(data)
+            if isinstance(message, Edge):
+                self._level = message.level
+                edges.append(message)
 
     def level(self) -> bool:
         return self._level

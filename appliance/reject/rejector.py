@@ -457,8 +457,10 @@ class Rejector:
         was_stopped = bool(self._levels) and not self._levels.get("line_stop", True)
         self._state, self._reason = self._judge_state()
         may_run = not self.alarms.stops_line
-        if was_stopped and may_run and self._purge_until_mm is None:
-            # The belt stood while we could not see it: positions are void.
+        if was_stopped and may_run:
+            # The belt stood while we could not see it: positions are void, a purge under way begins anew.
+            self._levels["line_stop"] = True
+            self._effects.moves.append(Move("line_stop", True, now_ns))
             self._unknown_on_belt("the line was stopped", now_ns)
             return
         if self._state == "running":
