@@ -1,24 +1,29 @@
-"""The network on a CPU: onnxruntime on the bundle's graph, preprocess and decode handed in by wiring."""
+"""The network on a CPU: onnxruntime on the bundle's graph, preprocess and decode handed in by wiring.
+
+onnxruntime is named in this file only, and imported when the first engine is made."""
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from appliance.clock import now_ns
 from appliance.ports import EngineError, Findings, Frame
 
 Box = tuple[int, int, int, int]
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+Shape = tuple[Any, ...]  # a size that is not fixed is a word
 
 
-class _Prepared(Protocol):
+class PreparedFrame(Protocol):
+    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics."""
+
     @property
-    def tensor(self) -> npt.NDArray[np.float32]: ...
+    def tensor(self) -> F32: ...
     @property
     def histogram(self) -> npt.NDArray[np.int64]: ...
     @property
@@ -27,37 +32,82 @@ class _Prepared(Protocol):
     def laplacian_variance(self) -> float: ...
 
 
-Prepare = Callable[[npt.NDArray[np.uint8], tuple[int, int], int, str, "Box | None"], Any]
-Decode = Callable[[Mapping[str, npt.NDArray[np.float32]]], "tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]"]
+class Prepare(Protocol):
+    """memory (bytes, 1-D), size (width, height), pitch in bytes, pixel format, ROI or None. Raises ValueError."""
+
+    def __call__(self, memory: U8, size: tuple[int, int], pitch: int, pixel: str, roi: Box | None, /) -> PreparedFrame: ...
 
 
-class CpuNetwork:
-    """ports.Network by onnxruntime: one thread, no spinning (two threads that spin halve a busy two-core machine)."""
+# Outputs by tensor name -> (scores float32, 0..1; score map uint8 (h, w) or None).
+Decode = Callable[[Mapping[str, F32]], tuple[F32, U8 | None]]
 
-    def __init__(
-        self, onnx: bytes, what: str, identity: dict[str, str], task: str, input_name: str,
-        input_shape: tuple[int, ...], prepare: Prepare, decode: Decode,
-    ) -> None:  # fmt: skip
-        """Raises EngineError when ``onnx`` is no model or does not take ``input_shape`` under ``input_name``."""
+
+class Engine:
+    """One ONNX model in onnxruntime: one thread, no spinning (two threads that spin halve a busy two-core machine)."""
+
+    def __init__(self, onnx: bytes, what: str) -> None:
+        """``what`` names the model in errors. Raises EngineError when ``onnx`` is no model that can be run."""
+        import onnxruntime  # slow to import, and not needed where no CPU network is
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
         try:
             self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         except Exception as why:  # onnxruntime has a class of its own for each cause, none of them public
-            raise EngineError(f"{what} is not a model that can be run: {str(why).splitlines()[0][:200]}") from why
-        inputs = {one.name: tuple(one.shape) for one in self._session.get_inputs()}
-        if inputs != {input_name: input_shape}:
-            raise EngineError(f"{what} takes {inputs}, model.yaml says {{{input_name!r}: {input_shape}}}; make the bundle anew")
-        self.identity = {**identity, "engine": f"onnxruntime-{onnxruntime.__version__}/cpu"}
+            raise EngineError(f"{what} is not a model that can be run ({_first_line(why)}); make the bundle anew") from why
+        self.version = str(onnxruntime.__version__)
+        self.inputs: dict[str, Shape] = {one.name: tuple(one.shape) for one in self._session.get_inputs()}
+        self.outputs: dict[str, Shape] = {one.name: tuple(one.shape) for one in self._session.get_outputs()}
+        self.kinds = {one.name: str(one.type) for one in (*self._session.get_inputs(), *self._session.get_outputs())}
+        self._binding: Any = None
+        self._bound: tuple[int, Shape] | None = None
+
+    def run(self, name: str, tensor: F32) -> dict[str, F32]:
+        """Outputs by name for one input. The input's memory is read where it lies. Raises EngineError."""
+        place = (tensor.ctypes.data, tensor.shape)
+        try:
+            if self._bound != place:
+                self._bind(name, tensor)
+                self._bound = place
+            self._session.run_with_iobinding(self._binding)
+            return dict(zip(self.outputs, self._binding.copy_outputs_to_cpu()))
+        except Exception as why:  # see __init__
+            self._bound = None
+            raise EngineError(f"onnxruntime failed: {_first_line(why)}") from why
+
+    def _bind(self, name: str, tensor: F32) -> None:
+        self._binding = self._session.io_binding()
+        self._binding.bind_input(name, "cpu", 0, np.float32, tensor.shape, tensor.ctypes.data)
+        for output in self.outputs:
+            self._binding.bind_output(output, "cpu")
+
+
+class CpuNetwork:
+    """ports.Network by onnxruntime."""
+
+    def __init__(
+        self, onnx: bytes, what: str, identity: dict[str, str], task: str, input_name: str,
+        input_shape: tuple[int, ...], prepare: Prepare, decode: Decode,
+    ) -> None:  # fmt: skip
+        """Raises EngineError when ``onnx`` is no model or does not take float32 of ``input_shape`` as ``input_name``."""
+        self._engine = Engine(onnx, what)
+        if self._engine.inputs != {input_name: input_shape}:
+            found = ", ".join(f"{name} {list(shape)}" for name, shape in self._engine.inputs.items())
+            raise EngineError(f"{what} takes {found}; model.yaml says {input_name} {list(input_shape)}; make the bundle anew")
+        foreign = [f"{name} is {kind}" for name, kind in self._engine.kinds.items() if kind != "tensor(float)"]
+        if foreign:
+            raise EngineError(f"{what}: {', '.join(foreign)}; inputs and outputs are float32: make the bundle anew")
+        self.identity = {**identity, "engine": f"onnxruntime-{self._engine.version}/cpu"}
+        self.outputs = self._engine.outputs
         self._task, self._input = task, input_name
-        self._outputs = [one.name for one in self._session.get_outputs()]
         self._prepare, self._decode = prepare, decode
         self._ticket = 0
         self._waiting: tuple[int, Frame, Box | None] | None = None
-        self.last_input: npt.NDArray[np.float32] | None = None
-        self.last_outputs: dict[str, npt.NDArray[np.float32]] = {}
+        self.last_input: F32 | None = None
+        self.last_outputs: dict[str, F32] = {}
 
     def submit(self, frame: Frame, roi: Box | None) -> int:
         """Remember the frame; a CPU has nothing to run beside us."""
@@ -72,17 +122,14 @@ class CpuNetwork:
         _, frame, roi = self._waiting
         self._waiting = None
         begun = now_ns()
-        pixels = np.frombuffer(frame.memory, np.uint8)
         try:
-            prepared: _Prepared = self._prepare(pixels, frame.size, frame.pitch_bytes, frame.pixel, roi)
-            middle = now_ns()
-            raw = self._session.run(None, {self._input: prepared.tensor[None]})
+            memory = np.frombuffer(frame.memory, np.uint8)
+            prepared = self._prepare(memory, frame.size, frame.pitch_bytes, frame.pixel, roi)
         except ValueError as why:
             raise EngineError(str(why)) from why
-        except Exception as why:  # see __init__
-            raise EngineError(f"onnxruntime: {str(why).splitlines()[0][:200]}") from why
+        middle = now_ns()
         self.last_input = prepared.tensor
-        self.last_outputs = dict(zip(self._outputs, raw))
+        self.last_outputs = self._engine.run(self._input, prepared.tensor[None])
         scores, score_map = self._decode(self.last_outputs)
         ended = now_ns()
         return Findings(
@@ -93,3 +140,7 @@ class CpuNetwork:
 
     def close(self) -> None:
         """onnxruntime frees with the object."""
+
+
+def _first_line(why: Exception) -> str:
+    return (str(why).strip().splitlines() or [type(why).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""From a network's raw outputs to scores 0..1, higher is worse; anomaly maps as u8 at network size. Pure."""
+"""From a network's raw outputs to scores 0..1, higher is worse; anomaly maps as u8. Pure."""
 
 from __future__ import annotations
 
@@ -7,32 +7,46 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from appliance.model.bundle import Bundle
+from appliance.model.bundle import Bundle, OutputSpec
 
 F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
 
 
-def decode(outputs: Mapping[str, F32], bundle: Bundle) -> tuple[F32, npt.NDArray[np.uint8] | None]:
-    """(scores float32, score map uint8 (h, w) or None): per class for classify, one for anomaly. Raises KeyError."""
+def decode(outputs: Mapping[str, F32], bundle: Bundle) -> tuple[F32, U8 | None]:
+    """(scores float32, score map uint8 (h, w) or None): one score a class for classify, one in all for anomaly.
+
+    What is not a number stays so: judge calls that part blind. Raises KeyError for an output that is not there."""
     if bundle.task == "classify":
         return activate(outputs[bundle.output.tensor or ""].reshape(-1), bundle.output.activation), None
-    spec = bundle.output
-    span = np.float32((spec.high - spec.low) or 1.0)
-    mapped: npt.NDArray[np.uint8] | None = None
-    raw_map = outputs[spec.map] if spec.map else None
-    if raw_map is not None:
-        plane = raw_map.reshape(raw_map.shape[-2:])
-        mapped = np.rint(np.clip((plane - np.float32(spec.low)) / span, 0, 1) * 255).astype(np.uint8)
-    raw = outputs[spec.score].max() if spec.score else (raw_map.max() if raw_map is not None else np.float32(0))
-    score = np.clip((np.float32(raw) - np.float32(spec.low)) / span, 0, 1)
-    return np.array([score], np.float32), mapped
+    return _anomaly(outputs, bundle.output)
 
 
 def activate(raw: F32, activation: str) -> F32:
-    """Logits to 0..1."""
+    """Logits (classes,) to 0..1."""
     if activation == "softmax":
         powers = np.exp(raw - raw.max())
         return (powers / powers.sum()).astype(np.float32)
     if activation == "sigmoid":
-        return (1 / (1 + np.exp(-raw))).astype(np.float32)
+        with np.errstate(over="ignore"):  # exp of a large logit is inf, and 1 / inf is the 0 that is meant
+            return (1 / (1 + np.exp(-raw))).astype(np.float32)
     return np.clip(raw, 0, 1).astype(np.float32)
+
+
+def _anomaly(outputs: Mapping[str, F32], spec: OutputSpec) -> tuple[F32, U8 | None]:
+    raw_map = outputs[spec.map] if spec.map else None
+    raw_score = outputs[spec.score] if spec.score else raw_map
+    if raw_score is None:
+        raise KeyError("output.score")
+    score = linear(np.asarray(raw_score.max() if spec.low < spec.high else raw_score.min()), spec)
+    if raw_map is None:
+        return score.reshape(1), None
+    shares = linear(raw_map.reshape(raw_map.shape[-2:]), spec)
+    # What is not a number is painted as the worst; the score says so too where it comes of the map.
+    return score.reshape(1), np.rint(np.nan_to_num(shares, nan=1.0) * 255).astype(np.uint8)
+
+
+def linear(raw: F32, spec: OutputSpec) -> F32:
+    """``low`` to 0, ``high`` to 1, clipped; ``high`` may lie below ``low``."""
+    span = np.float32(spec.high - spec.low)
+    return np.clip((raw - np.float32(spec.low)) / span, 0, 1).astype(np.float32)

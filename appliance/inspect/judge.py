@@ -1,22 +1,24 @@
-"""From findings to a verdict: thresholds, review band, cause, regions; several cameras to one part. Pure.
+"""From findings to a verdict: thresholds, review band, cause; several cameras to one part. Pure.
 
-Threshold of a class: its own, else the recipe's, else the bundle's; compared with >=. A part's score and cause are
-those of the class furthest above its own threshold, else of the highest score. Good classes never fail a part.
+Threshold of a class: its own (the recipe's for it, else the bundle's for it), else the recipe's, else the bundle's;
+compared with >=. A part's score and cause are those of the class furthest above its own threshold, else of the highest
+score. Good classes never fail a part. With ``min_area_px`` a place of the map counts only from that size on: the score
+is then the highest level at which so large a place still stands, and the thresholds hold for that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from appliance.inspect.regions import regions_of, standing_score
 from appliance.messages import WORST_FIRST, Region, VerdictName
-from appliance.model.bundle import Bundle
+from appliance.model.bundle import Bundle, BundleError
 from appliance.ports import Findings
 
-_MOST_REGIONS = 32
 Box = tuple[int, int, int, int]
+NO_CLASS = -1
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Limits:
     fail_at: float
     class_fail_at: dict[str, float]
     minimum_px: dict[str, int]
+
+    def threshold(self, name: str) -> float:
+        """From which score on a class fails a part."""
+        return self.class_fail_at.get(name, self.fail_at)
 
 
 @dataclass(frozen=True)
@@ -41,83 +47,93 @@ class Judgement:
     regions: tuple[Region, ...] = ()
 
 
-def limits_of(bundle: Bundle, review_at: float | None, fail_at: float | None, classes: dict[str, tuple[float | None, int | None]]) -> Limits:
-    """The recipe's limits over the bundle's. ``classes``: name -> (fail_at, min_area_px)."""
-    own = {name: one.fail_at for name, one in bundle.thresholds.classes.items()} if fail_at is None else {}
+def limits_of(
+    bundle: Bundle, review_at: float | None, fail_at: float | None, classes: dict[str, tuple[float | None, int | None]]
+) -> Limits:
+    """The recipe's limits over the bundle's. ``classes``: name -> (fail_at, min_area_px).
+
+    Raises BundleError where recipe and bundle do not fit: unknown class, review above fail, an area without regions."""
+    unknown = sorted(set(classes) - {bundle.classes[index] for index in bundle.defects})
+    if unknown:
+        known = ", ".join(bundle.classes[index] for index in bundle.defects)
+        raise BundleError(f"bundle {bundle.name} has no class {', '.join(unknown)} that can fail; write one of {known}")
+    own = {name: one.fail_at for name, one in bundle.thresholds.classes.items()}
     own |= {name: at for name, (at, _) in classes.items() if at is not None}
-    return Limits(
+    areas = {name: area for name, (_, area) in classes.items() if area is not None}
+    if areas and not bundle.has_regions:
+        raise BundleError(f"bundle {bundle.name} finds no regions, so min_area_px of {', '.join(areas)} means nothing; take it out")
+    limits = Limits(
         review_at=bundle.thresholds.review_at if review_at is None else review_at,
         fail_at=bundle.thresholds.fail_at if fail_at is None else fail_at,
-        class_fail_at=own,
-        minimum_px={name: area for name, (_, area) in classes.items() if area is not None},
-    )
+        class_fail_at=own, minimum_px=areas,
+    )  # fmt: skip
+    for index in bundle.defects:
+        name = bundle.classes[index]
+        if limits.review_at > limits.threshold(name):
+            raise BundleError(
+                f"review_at {limits.review_at} lies above {name}'s fail_at {limits.threshold(name)} (bundle {bundle.name}); "
+                f"write review_at at most {limits.threshold(name)}"
+            )
+    return limits
 
 
 def judge(findings: Findings, bundle: Bundle, limits: Limits, camera: str, roi: Box) -> Judgement:
-    """The verdict of one camera: pass, review or fail."""
+    """The verdict of one camera: pass, review, fail, or blind where the engine's scores are no numbers."""
     if not np.isfinite(findings.scores).all():
-        return blind("engine: scores are not finite")
+        return blind("engine")
     if findings.task == "anomaly":
         return _judge_anomaly(findings, bundle, limits, camera, roi)
-    best: tuple[float, float, int] | None = None
-    for index, name in enumerate(bundle.classes):
-        if name in bundle.good:
-            continue
-        score = float(findings.scores[index])
-        above = score - limits.class_fail_at.get(name, limits.fail_at)
-        rank = (above if above >= 0 else score - 2.0, score, index)
-        best = rank if best is None or rank > best else best
-    if best is None:
-        return Judgement("pass", None, 0.0, limits.fail_at, -1)
-    above, score, index = best
-    return _verdict(bundle, limits, score, index, ())
+    index = _worst_class(findings, bundle, limits)
+    return _verdict(bundle, limits, float(findings.scores[index]), index)
 
 
 def blind(cause: str) -> Judgement:
     """A frame came and cannot be judged."""
-    return Judgement("blind", cause, None, None, -1)
+    return Judgement("blind", cause, None, None, NO_CLASS)
 
 
 def worst(judgements: list[Judgement]) -> Judgement:
-    """Several cameras: fail, missed, blind, review, pass; regions of all."""
-    first = min(judgements, key=lambda one: (WORST_FIRST.index(one.verdict), -(one.score or 0.0)))
+    """Several cameras: fail, missed, blind, review, pass; of equals the one furthest above its threshold; all regions."""
+    first = min(judgements, key=lambda one: (WORST_FIRST.index(one.verdict), -_above(one)))
     regions = tuple(region for one in judgements for region in one.regions)
     return Judgement(first.verdict, first.cause, first.score, first.threshold, first.class_id, regions)
 
 
-def _verdict(bundle: Bundle, limits: Limits, score: float, index: int, regions: tuple[Region, ...]) -> Judgement:
+def _above(one: Judgement) -> float:
+    if one.verdict == "fail":
+        return (one.score or 0.0) - (one.threshold or 0.0)
+    return one.score or 0.0
+
+
+def _worst_class(findings: Findings, bundle: Bundle, limits: Limits) -> int:
+    """The class furthest above its own threshold, else of the highest score; of equals the first."""
+
+    def rank(index: int) -> tuple[bool, float, float]:
+        score = float(findings.scores[index])
+        above = score - limits.threshold(bundle.classes[index])
+        return (True, above, score) if above >= 0 else (False, score, 0.0)
+
+    return max(bundle.defects, key=rank)
+
+
+def _verdict(bundle: Bundle, limits: Limits, score: float, index: int, regions: tuple[Region, ...] = ()) -> Judgement:
     name = bundle.classes[index]
-    threshold = limits.class_fail_at.get(name, limits.fail_at)
+    threshold = limits.threshold(name)
     verdict: VerdictName = "fail" if score >= threshold else "review" if score >= limits.review_at else "pass"
     return Judgement(verdict, None if verdict == "pass" else name, score, threshold, index, regions)
 
 
 def _judge_anomaly(findings: Findings, bundle: Bundle, limits: Limits, camera: str, roi: Box) -> Judgement:
-    index = next(i for i, name in enumerate(bundle.classes) if name not in bundle.good)
+    index = bundle.defects[0]
     name = bundle.classes[index]
     score = float(findings.scores[0])
-    threshold = limits.class_fail_at.get(name, limits.fail_at)
-    regions: tuple[Region, ...] = ()
-    if findings.score_map is not None and score >= limits.review_at:
-        # Before the verdict: with min_area_px, what is too small to count does not fail the part.
-        regions = _regions(findings.score_map, min(threshold, score), camera, name, roi, limits.minimum_px.get(name, 1))
-        if not regions and name in limits.minimum_px:
-            return Judgement("pass", None, score, threshold, index)
-    return _verdict(bundle, limits, score, index, regions)
-
-
-def _regions(score_map: np.ndarray, at: float, camera: str, name: str, roi: Box, least_px: int) -> tuple[Region, ...]:
-    """Connected places of the map at or above ``at``, in camera pixels, largest first."""
-    mask = (score_map >= max(1, int(np.floor(at * 255)))).astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    scale_x, scale_y = roi[2] / score_map.shape[1], roi[3] / score_map.shape[0]
-    found = []
-    for label in range(1, count):
-        x, y, width, height, area = (int(value) for value in stats[label])
-        area_px = round(area * scale_x * scale_y)
-        if area_px < least_px:
-            continue
-        top = float(score_map[labels == label].max()) / 255
-        box = (round(roi[0] + x * scale_x), round(roi[1] + y * scale_y), round(width * scale_x), round(height * scale_y))
-        found.append(Region(camera, name, round(top, 4), box, area_px))
-    return tuple(sorted(found, key=lambda region: -region.area_px)[:_MOST_REGIONS])
+    least_px = limits.minimum_px.get(name, 1)
+    if findings.score_map is None or score < limits.review_at:
+        return _verdict(bundle, limits, score, index)
+    if least_px > 1:
+        score = min(score, standing_score(findings.score_map, roi, bundle.input, least_px))
+    level = limits.threshold(name) if score >= limits.threshold(name) else limits.review_at
+    if score < level:
+        return _verdict(bundle, limits, score, index)
+    found = regions_of(findings.score_map, min(level, score), roi, bundle.input, least_px)
+    return _verdict(bundle, limits, score, index, tuple(Region(camera, name, top, box, area) for top, box, area in found))

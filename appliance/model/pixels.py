@@ -1,112 +1,197 @@
-"""From a camera's bytes to channels: every pixel format of the configuration, row by row at its pitch. numpy only."""
+"""From a camera's bytes to channels: every pixel format of the configuration, row by row at its pitch. numpy only.
+
+Whatever reads pixels elsewhere (the GPU's kernels, the archive) is held to these integers bit for bit.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 U8 = npt.NDArray[np.uint8]
+Image = npt.NDArray[Any]  # uint8 or uint16; (h, w) or (h, w, 3) = RGB
 Box = tuple[int, int, int, int]
-_BAYER = {"rggb": (0, 1, 1, 2), "bggr": (2, 1, 1, 0), "grbg": (1, 0, 2, 1), "gbrg": (1, 2, 0, 1)}
+Size = tuple[int, int]
+
+_RED, _GREEN, _BLUE = 0, 1, 2
+# Colours of a quad's corners: upper left, upper right, lower left, lower right.
+_BAYER = {
+    "rggb": (_RED, _GREEN, _GREEN, _BLUE),
+    "bggr": (_BLUE, _GREEN, _GREEN, _RED),
+    "grbg": (_GREEN, _RED, _BLUE, _GREEN),
+    "gbrg": (_GREEN, _BLUE, _RED, _GREEN),
+}
+_WORDS = ("mono10", "mono12", "mono16")  # 16-bit words, top-aligned
+# BT.601 full range in 1/65536, as JPEG has it: 1.402, 0.344136, 0.714136, 1.772.
+_RED_V, _GREEN_U, _GREEN_V, _BLUE_U = 91881, 22554, 46802, 116130
+FORMATS = (
+    "mono8", *_WORDS, "rgb8", "bgr8", "nv12", "yuyv", "uyvy",
+    *(f"bayer_{order}{bits}" for order in _BAYER for bits in (8, 10, 12)),
+)  # fmt: skip
+
+
+def is_bayer(pixel: str) -> bool:
+    """One colour a pixel, in quads."""
+    return pixel.startswith("bayer_")
+
+
+def is_words(pixel: str) -> bool:
+    """16-bit words."""
+    return pixel in _WORDS or (is_bayer(pixel) and not pixel.endswith("8"))
 
 
 def bytes_per_row(pixel: str, width: int) -> int:
     """Bytes of one row without padding (of the first plane)."""
     if pixel in ("rgb8", "bgr8"):
         return 3 * width
-    if pixel in ("yuyv", "uyvy") or pixel in ("mono10", "mono12", "mono16") or pixel.endswith(("10", "12")):
-        return 2 * width
-    return width
+    return 2 * width if pixel in ("yuyv", "uyvy") or is_words(pixel) else width
 
 
 def frame_bytes(pixel: str, width: int, height: int, pitch: int | None = None) -> int:
-    """Bytes of a whole frame."""
+    """Bytes of a whole frame; the last row counts with its padding."""
     pitch = pitch or bytes_per_row(pixel, width)
     return pitch * height * 3 // 2 if pixel == "nv12" else pitch * height
 
 
-def channels(memory: U8, size: tuple[int, int], pitch: int, pixel: str, roi: Box | None = None) -> npt.NDArray[np.generic]:
-    """The ROI as (h, w) or (h, w, 3 = RGB): uint8, or uint16 for words of 10-16 bits. Raises ValueError.
+def channels(memory: U8, size: Size, pitch: int, pixel: str, roi: Box | None = None) -> Image:
+    """The ROI as (h, w) or (h, w, 3 = RGB): uint8, or uint16 for words of 10-16 bits. May be a view of ``memory``.
 
-    ``memory``: the frame's bytes, 1-D. A Bayer frame comes as (h, w, 3) by bilinear interpolation; see ``quads``."""
-    width, height = size
-    x, y, w, h = roi or (0, 0, width, height)
-    if x + w > width or y + h > height:
-        raise ValueError(f"roi {[x, y, w, h]} reaches beyond the frame's {width} x {height}")
-    if pixel == "nv12":
-        return _nv12(memory, size, pitch)[y : y + h, x : x + w]
-    rows = memory[: pitch * height].reshape(height, pitch)[:, : bytes_per_row(pixel, width)]
+    ``memory``: the frame's bytes, 1-D; ``size``: width, height. A Bayer frame comes by bilinear interpolation; see
+    ``quads``. Raises ValueError in words for a format, size, pitch or ROI that does not fit."""
+    box = roi or (0, 0, *size)
+    rows = checked_rows(memory, size, pitch, pixel, box)
+    x, y, w, h = box
     if pixel == "mono8":
         return rows[y : y + h, x : x + w]
-    if pixel in ("mono10", "mono12", "mono16"):
-        return _words(rows)[y : y + h, x : x + w]
+    if pixel in _WORDS:
+        return _words(rows[y : y + h, 2 * x : 2 * (x + w)])
     if pixel in ("rgb8", "bgr8"):
-        colour = rows.reshape(height, width, 3)[y : y + h, x : x + w]
+        colour = _thirds(rows, box)
         return colour if pixel == "rgb8" else colour[:, :, ::-1]
     if pixel in ("yuyv", "uyvy"):
-        return _packed_yuv(rows, width, pixel)[y : y + h, x : x + w]
-    if pixel.startswith("bayer_"):
-        plane = rows if pixel.endswith("8") else _words(rows)
-        return _demosaic(plane, pixel[6:10])[y : y + h, x : x + w]
-    raise ValueError(f"pixel format {pixel} cannot be judged; mjpeg is decoded by the camera")
+        return _packed_yuv(rows, box, pixel)
+    if pixel == "nv12":
+        return _nv12(rows, size[1], box)
+    return _demosaic(rows, size, pixel, box)
 
 
-def quads(memory: U8, size: tuple[int, int], pitch: int, pixel: str, roi: Box) -> npt.NDArray[np.generic] | None:
-    """A Bayer ROI at half size, one RGB pixel per quad (h/2, w/2, 3); None where the ROI splits quads."""
+def quads(memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image:
+    """A Bayer ROI at half size, one RGB pixel a quad (h // 2, w // 2, 3). Raises ValueError as ``channels``.
+
+    Quads are counted from the ROI's corner: any 2 x 2 pixels hold one red, two greens and one blue."""
+    rows = checked_rows(memory, size, pitch, pixel, roi)
     x, y, w, h = roi
-    if x % 2 or y % 2 or not pixel.startswith("bayer_"):
-        return None
-    rows = memory[: pitch * size[1]].reshape(size[1], pitch)[:, : bytes_per_row(pixel, size[0])]
-    plane = (rows if pixel.endswith("8") else _words(rows))[y : y + h // 2 * 2, x : x + w // 2 * 2]
+    plane = _plane(rows, (x, y, w // 2 * 2, h // 2 * 2), pixel)
     corners = (plane[0::2, 0::2], plane[0::2, 1::2], plane[1::2, 0::2], plane[1::2, 1::2])
-    places = _BAYER[pixel[6:10]]
-    red, blue = corners[places.index(0)], corners[places.index(2)]
-    greens = [corner for corner, place in zip(corners, places) if place == 1]
-    green = (greens[0].astype(np.uint32) + greens[1] + 1) >> 1
-    return np.stack([red, green.astype(plane.dtype), blue], 2)
+    colours = _colours(pixel, x, y)
+    first, second = (corner for corner, colour in zip(corners, colours) if colour == _GREEN)
+    result = np.empty((*corners[0].shape, 3), plane.dtype)
+    result[:, :, 0] = corners[colours.index(_RED)]
+    result[:, :, 1] = (first.astype(np.uint32) + second + 1) >> 1
+    result[:, :, 2] = corners[colours.index(_BLUE)]
+    return result
 
 
-def _words(rows: U8) -> npt.NDArray[np.uint16]:
+def checked_rows(memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> U8:
+    """The frame as (rows, bytes of a row), padding cut off. Raises ValueError when anything does not fit."""
+    width, height = size
+    x, y, w, h = roi
+    if pixel not in FORMATS:
+        raise ValueError(f"pixel format {pixel} cannot be judged; set the camera to one of {', '.join(FORMATS[:9])} or Bayer")
+    if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
+        raise ValueError(f"roi {[x, y, w, h]} reaches beyond the frame's {width} x {height}; keep it within")
+    if (pixel in ("nv12", "yuyv", "uyvy") and width % 2) or (pixel == "nv12" and height % 2):
+        raise ValueError(f"a {pixel} frame of {width} x {height} cannot be; its sides are even")
+    if pitch < bytes_per_row(pixel, width):
+        raise ValueError(f"{pitch} bytes a row cannot hold {width} pixels of {pixel}")
+    count = height * 3 // 2 if pixel == "nv12" else height
+    needed = pitch * (count - 1) + bytes_per_row(pixel, width)  # the last row may come without its padding
+    if memory.size < needed:
+        raise ValueError(f"the frame has {memory.size} bytes; {width} x {height} of {pixel} at {pitch} a row needs {needed}")
+    memory = np.ascontiguousarray(memory).reshape(-1)
+    return np.lib.stride_tricks.as_strided(memory, (count, bytes_per_row(pixel, width)), (pitch, 1), writeable=False)
+
+
+def _words(rows: U8) -> Image:
     return np.ascontiguousarray(rows).view("<u2")
 
 
-def _rgb(y: npt.NDArray[np.float32], u: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> U8:
-    """BT.601, full range."""
-    red = y + np.float32(1.402) * v
-    green = y - np.float32(0.344136) * u - np.float32(0.714136) * v
-    blue = y + np.float32(1.772) * u
-    return np.clip(np.rint(np.stack([red, green, blue], 2)), 0, 255).astype(np.uint8)
+def _thirds(rows: U8, box: Box) -> Image:
+    """Rows of three bytes a pixel as (h, w, 3), without a copy."""
+    x, y, w, h = box
+    pitch = rows.strides[0]
+    return np.lib.stride_tricks.as_strided(rows[y:, 3 * x :], (h, w, 3), (pitch, 3, 1), writeable=False)
 
 
-def _packed_yuv(rows: U8, width: int, pixel: str) -> U8:
+def _plane(rows: U8, box: Box, pixel: str) -> Image:
+    x, y, w, h = box
+    if is_words(pixel):
+        return _words(rows[y : y + h, 2 * x : 2 * (x + w)])
+    return rows[y : y + h, x : x + w]
+
+
+def _rgb(y: Image, u: Image, v: Image) -> U8:
+    """BT.601, full range, rounded to nearest; integers, so that every path gives the same bits."""
+    luma = y.astype(np.int32)
+    blueness, redness = u.astype(np.int32) - 128, v.astype(np.int32) - 128
+    result = np.empty((*luma.shape, 3), np.uint8)
+    result[:, :, 0] = np.clip(luma + ((_RED_V * redness + 32768) >> 16), 0, 255)
+    result[:, :, 1] = np.clip(luma + ((32768 - _GREEN_U * blueness - _GREEN_V * redness) >> 16), 0, 255)
+    result[:, :, 2] = np.clip(luma + ((_BLUE_U * blueness + 32768) >> 16), 0, 255)
+    return result
+
+
+def _packed_yuv(rows: U8, box: Box, pixel: str) -> U8:
+    """Two pixels share one U and one V: cut at whole pairs, convert, cut to the ROI."""
+    x, y, w, h = box
+    left, right = x // 2 * 2, (x + w + 1) // 2 * 2
+    cut = rows[y : y + h, 2 * left : 2 * right]
     first = 0 if pixel == "yuyv" else 1
-    y = rows[:, first::2].astype(np.float32)
-    chroma = rows[:, 1 - first :: 2].astype(np.float32) - 128
-    return _rgb(y, chroma[:, 0::2].repeat(2, 1)[:, :width], chroma[:, 1::2].repeat(2, 1)[:, :width])
+    chroma = cut[:, 1 - first :: 2]
+    u, v = chroma[:, 0::2].repeat(2, 1), chroma[:, 1::2].repeat(2, 1)
+    inner = slice(x - left, x - left + w)
+    return _rgb(cut[:, first::2][:, inner], u[:, inner], v[:, inner])
 
 
-def _nv12(memory: U8, size: tuple[int, int], pitch: int) -> U8:
-    width, height = size
-    rows = memory[: pitch * height * 3 // 2].reshape(height * 3 // 2, pitch)[:, :width]
-    chroma = (rows[height:].astype(np.float32) - 128).repeat(2, 0)
-    return _rgb(rows[:height].astype(np.float32), chroma[:, 0::2].repeat(2, 1), chroma[:, 1::2].repeat(2, 1))
+def _nv12(rows: U8, height: int, box: Box) -> U8:
+    """Four pixels share one U and one V, which stand in turn below the luma."""
+    x, y, w, h = box
+    left, top, right, bottom = x // 2 * 2, y // 2, (x + w + 1) // 2 * 2, (y + h + 1) // 2
+    chroma = rows[height + top : height + bottom, left:right].repeat(2, 0)[y - 2 * top : y - 2 * top + h]
+    inner = slice(x - left, x - left + w)
+    u, v = chroma[:, 0::2].repeat(2, 1)[:, inner], chroma[:, 1::2].repeat(2, 1)[:, inner]
+    return _rgb(rows[y : y + h, x : x + w], u, v)
 
 
-def _demosaic(plane: npt.NDArray[np.generic], order: str) -> npt.NDArray[np.generic]:
-    """Bilinear: each missing colour is the mean of its nearest neighbours of that colour."""
-    height, width = plane.shape
-    planes = []
-    for colour in range(3):
-        mask = np.zeros((height, width), np.float32)
-        for corner, place in enumerate(_BAYER[order]):
+def _colours(pixel: str, x: int, y: int) -> tuple[int, ...]:
+    """Colours of the quad whose corner is (x, y)."""
+    order = _BAYER[pixel[6:10]]
+    return tuple(order[(y + row) % 2 * 2 + (x + column) % 2] for row in (0, 1) for column in (0, 1))
+
+
+def _demosaic(rows: U8, size: Size, pixel: str, box: Box) -> Image:
+    """Bilinear: each missing colour is the mean of its nearest neighbours of that colour, halves rounded up.
+
+    Neighbours beyond the ROI count where the frame has them."""
+    x, y, w, h = box
+    left, top, right, bottom = max(0, x - 1), max(0, y - 1), min(size[0], x + w + 1), min(size[1], y + h + 1)
+    plane = _plane(rows, (left, top, right - left, bottom - top), pixel)
+    colours = _colours(pixel, left, top)
+    result = np.empty((*plane.shape, 3), plane.dtype)
+    for colour in (_RED, _GREEN, _BLUE):
+        mask = np.zeros(plane.shape, np.uint32)
+        for corner, place in enumerate(colours):
             if place == colour:
                 mask[corner // 2 :: 2, corner % 2 :: 2] = 1
-        near, weights = _spread(plane.astype(np.float32) * mask), _spread(mask)
-        planes.append(np.where(mask > 0, plane, np.rint(near / weights)))
-    return np.stack(planes, 2).astype(plane.dtype)
+        near, weight = _spread(plane * mask), np.maximum(_spread(mask), 1)
+        result[:, :, colour] = np.where(mask > 0, plane, (2 * near + weight) // (2 * weight))
+    return result[y - top : y - top + h, x - left : x - left + w]
 
 
-def _spread(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _spread(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Sum over 3 x 3 with weights 1 2 1 each way: direct neighbours count before diagonal ones."""
     padded = np.pad(values, 1)
     across = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     return across[:-2] + 2 * across[1:-1] + across[2:]

@@ -1,93 +1,164 @@
-"""The one definition of preprocess, in plain numpy: colour, ROI, halving, bilinear, normalise (contract)."""
+"""The one definition of preprocess, in plain numpy: colour, ROI, halving, bilinear, normalise (contract).
+
+``prepare`` holds the order of the steps; ``NumpySteps`` is the reference of each, preprocess_cv2 the fast stand-in.
+What the contract leaves open and every path (also the GPU's) must share:
+- words of 10-16 bits are halved as words, and scaled to 0..255 after it;
+- a colour picture for a network of one channel becomes luma before halving: (9798 R + 19235 G + 3735 B + 16384) >> 15;
+- white balance multiplies before the ROI's statistics are taken, rounds halves up, and stops at the word's top;
+- bilinear positions are worked out in float64, their fractions and the pixels are float32.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from appliance.model import pixels
 from appliance.model.bundle import InputSpec
-from appliance.model.pixels import U8, Box, channels, quads
+from appliance.model.pixels import U8, Box, Image, Size
 
 F32 = npt.NDArray[np.float32]
-Any2D = npt.NDArray[np.generic]
-_PAD = 114.0
-_LUMA = (77, 150, 29)  # BT.601 weights of 256, integer so that every path counts alike
+I64 = npt.NDArray[np.int64]
+Gains = tuple[float, float, float]
+PAD = 114.0
+NO_GAINS: Gains = (1.0, 1.0, 1.0)
+_LUMA = (9798, 19235, 3735)  # BT.601 in 1/32768, the integers of cv2.COLOR_RGB2GRAY
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """``tensor`` float32 (C, H, W); statistics of the ROI as delivered: histogram int64 (256,), its sum,
-    and the variance of the Laplacian of the last halved image (sharpness)."""
+    """``tensor`` float32 (C, H, W). Of the ROI as delivered (luma for colour): ``histogram`` int64 (256,) of the upper
+    eight bits, ``total`` the 64-bit sum of its words; ``laplacian_variance`` of the last halved image, on 0..255."""
 
     tensor: F32
-    histogram: npt.NDArray[np.int64]
+    histogram: I64
     total: int
     laplacian_variance: float
 
 
+class Steps(Protocol):
+    """The costly steps. Arrays given back may be used again at the next frame."""
+
+    def channels(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image: ...
+    def balance(self, image: Image, gains: Gains) -> Image: ...
+    def luma(self, image: Image) -> Image: ...
+    def histogram(self, grey: Image) -> I64: ...
+    def halve(self, image: Image) -> Image: ...
+    def laplacian_variance(self, grey: Image) -> float: ...
+    def to_float(self, image: Image) -> F32: ...
+    def bilinear(self, values: F32, size: Size) -> F32: ...
+    def normalise(self, values: F32, spec: InputSpec) -> F32: ...
+
+
+class NumpySteps:
+    """The reference."""
+
+    def channels(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image:
+        return pixels.channels(memory, size, pitch, pixel, roi)
+
+    def balance(self, image: Image, gains: Gains) -> Image:
+        return balance(image, gains)
+
+    def luma(self, image: Image) -> Image:
+        return luma(image)
+
+    def histogram(self, grey: Image) -> I64:
+        return histogram(grey)
+
+    def halve(self, image: Image) -> Image:
+        return halve(image)
+
+    def laplacian_variance(self, grey: Image) -> float:
+        return laplacian_variance(grey)
+
+    def to_float(self, image: Image) -> F32:
+        return to_float(image)
+
+    def bilinear(self, values: F32, size: Size) -> F32:
+        return bilinear(values, size)
+
+    def normalise(self, values: F32, spec: InputSpec) -> F32:
+        return normalise(values, spec)
+
+
+_REFERENCE = NumpySteps()
+
+
 def prepare(
-    memory: U8, size: tuple[int, int], pitch: int, pixel: str, roi: Box | None, spec: InputSpec,
-    halve_by: Callable[[Any2D], Any2D] | None = None, resize_by: Callable[[F32, tuple[int, int]], F32] | None = None,
+    memory: U8, size: Size, pitch: int, pixel: str, roi: Box | None, spec: InputSpec,
+    gains: Gains = NO_GAINS, steps: Steps = _REFERENCE,
 ) -> Prepared:  # fmt: skip
-    """A frame's ROI as the network wants it. Raises ValueError for formats and ROIs that do not fit.
+    """A frame's ROI as the network wants it. ``memory``: bytes, 1-D; ``size``: width, height; ``pitch``: bytes a row.
 
-    ``halve_by`` and ``resize_by`` replace the two costly steps (preprocess_cv2); the order of steps is here only."""
-    halve_by, resize_by = halve_by or halve, resize_by or bilinear
-    roi = roi or (0, 0, *size)
-    target = fitted_size(roi[2], roi[3], spec)
-    image: Any2D | None = None
-    if roi[2] >= 2 * target[0] and roi[3] >= 2 * target[1]:
-        image = quads(memory, size, pitch, pixel, roi)
-    if image is None:
-        image = channels(memory, size, pitch, pixel, roi)
-    histogram, total = statistics(image)
-    image = as_channels(image, spec.channels)
-    while image.shape[1] >= 2 * target[0] and image.shape[0] >= 2 * target[1]:
-        image = halve_by(image)
-    sharpness = laplacian_variance(image)
-    values = image.astype(np.float32)
-    if image.dtype == np.uint16:
-        values *= np.float32(255 / 65535)
+    Raises ValueError in words for a format, size or ROI that does not fit."""
+    box = roi or (0, 0, *size)
+    target = content_box(box[2], box[3], spec)[2:]
+    if pixels.is_bayer(pixel) and _halves((box[3], box[2]), target):
+        image = pixels.quads(memory, size, pitch, pixel, box)
+    else:
+        image = steps.channels(memory, size, pitch, pixel, box)
+    if image.ndim == 3 and tuple(gains) != NO_GAINS:
+        image = steps.balance(image, gains)
+    grey = steps.luma(image)
+    counts, total = steps.histogram(grey), sum_of(grey)
+    if spec.channels == 1:
+        image = grey
+    while _halves(image.shape, target):
+        image = steps.halve(image)
+    sharpness = steps.laplacian_variance(steps.luma(image))
+    values = steps.to_float(image)
     if (values.shape[1], values.shape[0]) != target:
-        values = resize_by(values, target)
-    return Prepared(normalise(letterbox(values, spec), spec), histogram, total, sharpness)
+        values = steps.bilinear(values, target)
+    return Prepared(steps.normalise(letterbox(values, spec), spec), counts, total, sharpness)
 
 
-def fitted_size(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
-    """(width, height) inside the input: all of it, or with the aspect kept."""
+def _halves(shape: tuple[int, ...], target: Size) -> bool:
+    return shape[1] >= 2 * target[0] and shape[0] >= 2 * target[1]
+
+
+def content_box(width: int, height: int, spec: InputSpec) -> Box:
+    """Where a picture of ``width`` x ``height`` lies inside the input: all of it, or centred with its aspect kept."""
+    input_width, input_height = spec.size
     if spec.fit == "stretch":
-        return spec.size
-    scale = min(spec.size[0] / width, spec.size[1] / height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+        return 0, 0, input_width, input_height
+    if input_width * height <= input_height * width:  # the width decides
+        fitted = input_width, max(1, (2 * height * input_width + width) // (2 * width))
+    else:
+        fitted = max(1, (2 * width * input_height + height) // (2 * height)), input_height
+    return (input_width - fitted[0]) // 2, (input_height - fitted[1]) // 2, *fitted
 
 
-def statistics(image: Any2D) -> tuple[npt.NDArray[np.int64], int]:
-    """Histogram (256,) and 64-bit sum of the luma."""
-    grey = image
-    if image.ndim == 3:
-        wide = image.astype(np.uint32)
-        grey = (_LUMA[0] * wide[:, :, 0] + _LUMA[1] * wide[:, :, 1] + _LUMA[2] * wide[:, :, 2] + 128) >> 8
-    if image.dtype == np.uint16:
-        grey = grey >> 8
-    histogram = np.bincount(grey.ravel(), minlength=256).astype(np.int64)
-    return histogram, int(histogram @ np.arange(256))
+def balance(image: Image, gains: Gains) -> Image:
+    """Colour by its gains (red, green, blue), rounded to nearest, at most the word's top."""
+    top = np.iinfo(image.dtype).max
+    gained = np.floor(image.astype(np.float64) * np.asarray(gains, np.float64) + 0.5)
+    return np.minimum(gained, top).astype(image.dtype)
 
 
-def as_channels(image: Any2D, count: int) -> Any2D:
-    """Mono where the network wants one channel, three alike where it wants three."""
-    if count == 1 and image.ndim == 3:
-        wide = image.astype(np.uint32)
-        grey = (_LUMA[0] * wide[:, :, 0] + _LUMA[1] * wide[:, :, 1] + _LUMA[2] * wide[:, :, 2] + 128) >> 8
-        return grey.astype(image.dtype)
-    if count == 3 and image.ndim == 2:
-        return np.repeat(image[:, :, None], 3, 2)
-    return image
+def luma(image: Image) -> Image:
+    """(h, w) of the same kind; mono as it is."""
+    if image.ndim == 2:
+        return image
+    wide = image.astype(np.uint32)
+    weighted = _LUMA[0] * wide[:, :, 0] + _LUMA[1] * wide[:, :, 1] + _LUMA[2] * wide[:, :, 2]
+    return ((weighted + 16384) >> 15).astype(image.dtype)
 
 
-def halve(image: Any2D) -> Any2D:
+def histogram(grey: Image) -> I64:
+    """How often each value 0..255 stands there; of words the upper byte counts."""
+    values = grey >> 8 if grey.dtype == np.uint16 else grey
+    return np.bincount(values.ravel(), minlength=256).astype(np.int64)
+
+
+def sum_of(grey: Image) -> int:
+    """64-bit sum of the words as delivered."""
+    return int(grey.sum(dtype=np.int64))
+
+
+def halve(image: Image) -> Image:
     """(a + b + c + d + 2) >> 2; an odd last row or column is left out."""
     rows, columns = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     wide = image[:rows, :columns].astype(np.uint32)
@@ -95,7 +166,26 @@ def halve(image: Any2D) -> Any2D:
     return ((total + 2) >> 2).astype(image.dtype)
 
 
-def bilinear(image: F32, size: tuple[int, int]) -> F32:
+def laplacian_variance(grey: Image) -> float:
+    """Variance of the 4-neighbour Laplacian over the inner pixels, on 0..255."""
+    if min(grey.shape) < 3:
+        return 0.0
+    values = grey.astype(np.float64) * scale_of(grey)
+    sides = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
+    return float((sides - 4 * values[1:-1, 1:-1]).var())
+
+
+def scale_of(image: Image) -> float:
+    """What brings a word to 0..255."""
+    return 255 / 65535 if image.dtype == np.uint16 else 1.0
+
+
+def to_float(image: Image) -> F32:
+    """float32 on 0..255."""
+    return image.astype(np.float32) * np.float32(scale_of(image))
+
+
+def bilinear(image: F32, size: Size) -> F32:
     """To (width, height): half-pixel centres, edges repeated, float32."""
     rows, row_share = _places(image.shape[0], size[1])
     columns, column_share = _places(image.shape[1], size[0])
@@ -107,7 +197,7 @@ def bilinear(image: F32, size: tuple[int, int]) -> F32:
     return (upper[:, left] * (1 - column_share) + upper[:, right] * column_share).astype(np.float32)
 
 
-def _places(length: int, wanted: int) -> tuple[npt.NDArray[np.int64], F32]:
+def _places(length: int, wanted: int) -> tuple[I64, F32]:
     at = (np.arange(wanted, dtype=np.float64) + 0.5) * (length / wanted) - 0.5
     floor = np.floor(at)
     return floor.astype(np.int64), (at - floor).astype(np.float32)
@@ -115,26 +205,18 @@ def _places(length: int, wanted: int) -> tuple[npt.NDArray[np.int64], F32]:
 
 def letterbox(values: F32, spec: InputSpec) -> F32:
     """Centred on the pad grey, where the aspect was kept."""
-    if (values.shape[1], values.shape[0]) == spec.size:
+    height, width = values.shape[:2]
+    if (width, height) == spec.size:
         return values
-    padded = np.full((spec.size[1], spec.size[0], *values.shape[2:]), _PAD, np.float32)
-    top, left = (spec.size[1] - values.shape[0]) // 2, (spec.size[0] - values.shape[1]) // 2
-    padded[top : top + values.shape[0], left : left + values.shape[1]] = values
+    padded = np.full((spec.size[1], spec.size[0], *values.shape[2:]), PAD, np.float32)
+    left, top = (spec.size[0] - width) // 2, (spec.size[1] - height) // 2
+    padded[top : top + height, left : left + width] = values
     return padded
 
 
 def normalise(values: F32, spec: InputSpec) -> F32:
-    """(v/255 - mean)/std, channels first."""
+    """(v/255 - mean)/std, channels first, RGB; mono stands alike in every channel."""
     planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
     mean = np.array(spec.mean, np.float32).reshape(-1, 1, 1)
     std = np.array(spec.std, np.float32).reshape(-1, 1, 1)
     return np.ascontiguousarray((planes / np.float32(255) - mean) / std, dtype=np.float32)
-
-
-def laplacian_variance(image: Any2D) -> float:
-    """Variance of the 4-neighbour Laplacian over the inner pixels of the (first) channel."""
-    grey = (image if image.ndim == 2 else image[:, :, image.shape[2] // 2]).astype(np.float32)
-    if min(grey.shape) < 3:
-        return 0.0
-    inner = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
-    return float(inner.var())

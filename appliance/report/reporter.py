@@ -62,12 +62,16 @@ class Reporter:
 
     def step(self, now_ns: int) -> dict[str, int]:
         """Append what is whole (or has waited long enough), commit when due. Returns acknowledgements by journal."""
-        while self._queue and self._ready(self._queue[0], now_ns):
-            self._append(*self._queue.popleft())
+        self.join(now_ns)
         if now_ns < self._commit_ns:
             return {}
         self._commit_ns = now_ns + COMMIT_NS
         return self.flush()
+
+    def join(self, now_ns: int) -> None:
+        """Append what is whole, in the order in which it closed."""
+        while self._queue and self._ready(self._queue[0], now_ns):
+            self._append(*self._queue.popleft())
 
     def flush(self) -> dict[str, int]:
         """Commit now; counters are published after, never before."""
