@@ -196,9 +196,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from appliance.inspect.offline import inspect_verb
+    from appliance.wiring_models import inspect_paths
 
-    return inspect_verb(options.bundle, options.recipe, options.paths, sys.stdout, sys.stderr, options.json)
+    return inspect_paths(options.bundle, options.recipe, options.paths, sys.stdout, options.json)
 
 
 def _ledger(options: argparse.Namespace) -> int:

@@ -53,11 +53,11 @@ def write_bundle(
     return make_bundle.write_bundle(folder, model, meta, golden_frames, pixel, decode, lambda raw: Engine(raw, str(folder)).run)
 
 
-def inspect_paths(
-    bundle_dir: Path, recipe_file: Path | None, paths: Sequence[Path], out: TextIO, json_file: Path | None = None
+def inspect_verb(
+    bundle_dir: Path, recipe_file: Path | None, paths: Sequence[Path], out: TextIO, errors: TextIO, json_file: Path | None
 ) -> int:
-    """``appliance inspect``: see inspect.offline."""
-    return offline.inspect_paths(bundle_dir, recipe_file, paths, out, json_file, cpu_network)
+    """``appliance inspect``: see inspect.offline, which is handed the network here."""
+    return offline.inspect_paths(bundle_dir, recipe_file, paths, out, json_file, cpu_network, errors)
 
 
 def _check_outputs(network: CpuNetwork, bundle: Bundle) -> None:

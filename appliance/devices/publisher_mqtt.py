@@ -16,7 +16,7 @@ log = logging.getLogger("appliance.mqtt")
 
 FIRST_RETRY_NS, LAST_RETRY_NS = 250_000_000, 5_000_000_000
 _KEEPALIVE_S = 15
-_MOST_PACKET_BYTES = 64 * 1024
+_ANSWER_NS = 2_000_000_000  # a broker that has not answered CONNECT by then does not understand it
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MqttPublisher:
         self._generation = 0
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._queue: deque[tuple[int, str, Any]] = deque()
-        self._retry_ns = 0
+        self._retry_ns = self._asked_ns = 0
         self._delay_ns = FIRST_RETRY_NS
         self._told = ""
         self.connected = False
@@ -83,6 +83,8 @@ class MqttPublisher:
             happened.append((what, value))
         if self._client is None and now_ns >= self._retry_ns:
             self._connect(now_ns)
+        elif self._client is not None and not self.connected and now_ns - self._asked_ns > _ANSWER_NS:
+            self._over("lost", "no answer to CONNECT", now_ns)
         return happened
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool) -> int | None:
@@ -112,6 +114,7 @@ class MqttPublisher:
 
     def _connect(self, now_ns: int) -> None:
         self._generation += 1
+        self._asked_ns = now_ns
         generation = self._generation
         v5 = self._protocol == mqtt.MQTTv5
         client = mqtt.Client(

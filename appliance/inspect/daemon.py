@@ -24,7 +24,7 @@ from appliance.messages import Ack, Event, FrameSeen, Health, Heard, Hello, Insp
 from appliance.model.bundle import BundleError
 from appliance.model.golden import GoldenError
 from appliance.paths import Paths
-from appliance.ports import Camera, CameraLost, Clock, Frame, FrameMemory, LinkClosed
+from appliance.ports import Camera, CameraLost, Clock, EngineError, Frame, FrameMemory, LinkClosed
 
 log = logging.getLogger("appliance.inspect")
 
@@ -104,7 +104,7 @@ class Inspectd:
         self._send()
         try:
             recipe, self._watches = self._build.load()
-        except (BundleError, GoldenError) as why:
+        except (BundleError, GoldenError, EngineError) as why:
             log.error("%s", why)
             self._tell_state("fault", str(why)[:240])
             self._event("model_refused", {"why": str(why)[:240]})

@@ -61,7 +61,8 @@ def limits_of(
     own |= {name: at for name, (at, _) in classes.items() if at is not None}
     areas = {name: area for name, (_, area) in classes.items() if area is not None}
     if areas and not bundle.has_regions:
-        raise BundleError(f"bundle {bundle.name} finds no regions, so min_area_px of {', '.join(areas)} means nothing; take it out")
+        told = f"bundle {bundle.name} finds no regions, so min_area_px of {', '.join(areas)} means nothing"
+        raise BundleError(f"{told}; take it out")
     limits = Limits(
         review_at=bundle.thresholds.review_at if review_at is None else review_at,
         fail_at=bundle.thresholds.fail_at if fail_at is None else fail_at,

@@ -21,7 +21,7 @@ from appliance.config import Station
 from appliance.inspect.image_health import ImageHealth
 from appliance.inspect.inspector import Look
 from appliance.inspect.judge import blind, judge
-from appliance.model.photograph import frame_of
+from appliance.model.golden import frame_of
 from appliance.twin.parts import KINDS, draw_part
 from appliance.twin.scene import render
 from appliance.twin.supply import Item, images, photographed

@@ -19,10 +19,9 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from appliance.inspect.decode import decode
 from appliance.model.bundle import BundleError
-from appliance.model.make_bundle import write_bundle
 from appliance.twin.parts import CRACK_WIDTH, KINDS, PROMISED, SCRATCH_WIDTH
+from appliance.wiring_models import write_bundle
 from calibration.quantize import quantize
 from calibration.validate import inspect_images, operating_point
 from models.train.data import TWIN_CLASSES, Labelled, photographs, read_grey, twin_frames, twin_set
@@ -111,12 +110,12 @@ def _twin(options: argparse.Namespace) -> int:
         "held_out": {"images": options.held_out, "seed": seed + 2},
     }
     golden = _golden_frames(seed + 3)
-    bundle = write_bundle(options.out, int8, meta, golden, "mono8", decode)
+    bundle = write_bundle(options.out, int8, meta, golden, "mono8")
     log.info("held-out report")
     held_out = ((roi, TWIN_CLASSES[label]) for roi, label in twin_frames(seed + 2, options.held_out, 0.5))
     report = inspect_images(bundle, held_out, "mono8")
     meta["metrics"] = {"held_out": report.figures(bundle.good)}
-    write_bundle(options.out, int8, meta, golden, "mono8", decode)
+    write_bundle(options.out, int8, meta, golden, "mono8")
     log.info("%s: %s", options.out, meta["metrics"])
     for name, verdict, score in report.rows:
         if (name == "good") != (verdict == "pass"):
@@ -153,12 +152,12 @@ def _photographs(options: argparse.Namespace) -> int:
     some = [*photographs(options.good)[:6], *photographs(options.bad)[:6]]
     shape = read_grey(some[0]).shape
     golden = [image for image in map(read_grey, some) if image.shape == shape]
-    bundle = write_bundle(options.out, int8, meta, golden, "mono8", decode)
+    bundle = write_bundle(options.out, int8, meta, golden, "mono8")
     rows = ((everything.images[index], everything.classes[int(everything.labels[index])]) for index in chosen)
     report = inspect_images(bundle, rows, "mono8")
     point = operating_point(report, bundle.good, options.max_false_reject)
     meta["metrics"] = {"split_off_train": report.figures(bundle.good), "operating_point": point}
-    write_bundle(options.out, int8, meta, golden, "mono8", decode)
+    write_bundle(options.out, int8, meta, golden, "mono8")
     log.info("%s: %s", options.out, meta["metrics"])
     return 0
 
