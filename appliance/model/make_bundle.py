@@ -122,11 +122,11 @@ def _onnx_evaluator(model: bytes) -> Runner:
     from onnx.reference.op_run import OpRun
 
     class QuantizeLinear(OpRun):
-        def _run(self, x: F32, scale: F32, zero: Any, axis: int = 1) -> tuple[Any]:
+        def _run(self, x: F32, scale: F32, zero: Any, axis: int = 1, **later: Any) -> tuple[Any]:
             return (np.clip(np.rint(x / _along(scale, x, axis)), -128, 127).astype(np.int8),)
 
     class DequantizeLinear(OpRun):
-        def _run(self, x: Any, scale: F32, zero: Any, axis: int = 1) -> tuple[Any]:
+        def _run(self, x: Any, scale: F32, zero: Any, axis: int = 1, **later: Any) -> tuple[Any]:
             return (x.astype(np.float32) * _along(scale, x, axis),)
 
     evaluator = ReferenceEvaluator(onnx.load_from_string(model), new_ops=[QuantizeLinear, DequantizeLinear])
