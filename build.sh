@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# All that can be done with this tree, one verb each. Every verb does its own set-up in .venv, without root or compiler.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+lock=$here/appliance/requirements.lock
+venv=$here/.venv
+
+usage() {
+  cat <<'TEXT'
+usage: ./build.sh VERB [arguments]
+  demo    the whole line on this computer: set-up, 600 parts, a table (arguments go to `appliance demo`)
+  test    the test suite; ends with what stayed dark and why (arguments go to pytest)
+  check   ruff, mypy, import directions
+  bench   benches on real hardware (none in this release)
+PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
+TEXT
+}
+
+do_demo() {
+  set_up
+  exec env PYTHONPATH="$here" "$venv/bin/python" -m appliance demo "$@"
+}
+
+do_test() {
+  set_up
+  cd "$here"
+  exec "$venv/bin/python" -m pytest -rs "$@"
+}
+
+do_check() {
+  set_up
+  cd "$here"
+  "$venv/bin/python" -m ruff check .
+  "$venv/bin/python" -m mypy --strict appliance/messages.py appliance/ports.py appliance/clock.py appliance/config appliance/reject
+  "$venv/bin/python" -m pytest -q tests/test_house.py
+}
+
+do_bench() {
+  refuse "no bench in this release yet"
+}
+
+# ---- set-up -------------------------------------------------------------------------------------------------------
+
+refuse() {
+  echo "build.sh: $*" >&2
+  exit 2
+}
+
+set_up() {
+  find_python
+  local want
+  want="$(sha256sum < "$lock") python $version in $here"
+  is_ready "$want" && return
+  needs_venv
+  exec 9< "${BASH_SOURCE[0]}"       # two calls at once: one makes .venv, the other waits for it
+  flock 9
+  is_ready "$want" || make_venv "$want"
+  exec 9<&-
+}
+
+find_python() {
+  python=${PYTHON:-python3}
+  version=$("$python" -c 'import sys; print("%d.%d.%d" % tuple(sys.version_info[:3]))' 2>/dev/null) ||
+    refuse "$python does not start; install Python 3.10 to 3.13 (sudo apt install python3 python3-venv) or name one: PYTHON=/path/to/python3.12 $0"
+  case $version in
+    3.1[0-3].*) ;;
+    *) refuse "$python is Python $version; this needs 3.10 to 3.13. Name another: PYTHON=/path/to/python3.12 $0" ;;
+  esac
+}
+
+needs_venv() {
+  "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    refuse "Python $version here lacks its venv module: sudo apt install python3-venv"
+}
+
+is_ready() {
+  [[ -x $venv/bin/python && -f $venv/ready && $(< "$venv/ready") == "$1" ]]
+}
+
+# The stamp is written last: a set-up that was cut short is thrown away and made anew.
+make_venv() {
+  echo "build.sh: first call: making .venv with Python $version (a minute or two)" >&2
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
+  install_lock || {
+    rm -rf "$venv"
+    echo "build.sh: the packages could not be installed (pip's own words are above). Is there a way to the package index?" \
+         "A proxy is named by https_proxy, a mirror by PIP_INDEX_URL. Nothing was kept; the same call begins again." >&2
+    exit 1
+  }
+  echo "$1" > "$venv/ready"
+}
+
+install_lock() {
+  PIP_USER=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+    --only-binary :all: --require-hashes -r "$lock"
+}
+
+# ---- the verb -----------------------------------------------------------------------------------------------------
+
+verb=${1:-help}
+case $verb in
+  demo | test | check | bench) shift; "do_$verb" "$@" ;;
+  help | -h | --help) usage ;;
+  *) usage >&2; refuse "no verb '$verb'" ;;
+esac
