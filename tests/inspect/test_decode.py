@@ -1,0 +1,75 @@
+"""Raw outputs to scores 0..1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from appliance.inspect.decode import decode
+from appliance.model.bundle import Bundle
+from tests.model.tiny import meta
+
+DIGESTS = {"files": {}, "schema": 1, "precision": "int8"}
+
+
+def bundle(task: str, **output: Any) -> Bundle:
+    return Bundle.model_validate({**meta(task), **DIGESTS, "output": output})
+
+
+def raw(*values: float) -> np.ndarray:
+    return np.array([values], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("activation", "given", "wanted"),
+    [
+        ("softmax", (1.0, 1.0, 1.0), (1 / 3, 1 / 3, 1 / 3)),
+        ("softmax", (1000.0, 0.0, -1000.0), (1, 0, 0)),
+        ("sigmoid", (0.0, 100.0, -100.0), (0.5, 1, 0)),
+        ("none", (0.25, 1.5, -0.5), (0.25, 1, 0)),
+    ],
+)
+def test_classify_activations(activation: str, given: tuple[float, ...], wanted: tuple[float, ...]) -> None:
+    scores, score_map = decode({"scores": raw(*given)}, bundle("classify", tensor="scores", activation=activation))
+    assert scores.tolist() == pytest.approx(wanted, abs=1e-6) and scores.dtype == np.float32
+    assert score_map is None
+
+
+def test_outputs_of_more_dimensions_are_classes_in_a_row() -> None:
+    scores, _ = decode({"scores": raw(1, 2, 3).reshape(1, 3, 1, 1)}, bundle("classify", tensor="scores", activation="softmax"))
+    assert scores.shape == (3,)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    scores, _ = decode({"scores": raw(np.nan, 0, 0)}, bundle("classify", tensor="scores", activation="softmax"))
+    assert np.isnan(scores).all()
+
+
+def test_an_anomaly_map_is_mapped_linearly_and_clipped() -> None:
+    shape = bundle("anomaly", map="map", low=2.0, high=12.0)
+    scores, score_map = decode({"map": np.array([[[[0, 2], [7, 22]]]], np.float32)}, shape)
+    assert score_map is not None and score_map.tolist() == [[0, 0], [128, 255]]
+    assert scores.tolist() == [1.0]
+
+
+def test_an_anomaly_score_of_its_own_goes_before_the_maps_highest() -> None:
+    shape = bundle("anomaly", map="map", score="score", low=0.0, high=10.0)
+    scores, score_map = decode({"map": np.full((1, 1, 2, 2), 9, np.float32), "score": raw(3)}, shape)
+    assert scores.tolist() == pytest.approx([0.3]) and score_map is not None and score_map.max() == 230
+
+
+def test_an_anomaly_score_alone_has_no_map() -> None:
+    scores, score_map = decode({"score": raw(5)}, bundle("anomaly", score="score", low=0.0, high=10.0))
+    assert scores.tolist() == [0.5] and score_map is None
+
+
+def test_a_scale_that_runs_downward_takes_the_lowest_raw_as_worst() -> None:
+    scores, _ = decode({"map": np.array([[[[1, 9]]]], np.float32)}, bundle("anomaly", map="map", low=10.0, high=0.0))
+    assert scores.tolist() == pytest.approx([0.9])
+
+
+def test_an_output_that_is_not_there_is_named() -> None:
+    with pytest.raises(KeyError, match="scores"):
+        decode({"other": raw(1)}, bundle("classify", tensor="scores"))

@@ -1,0 +1,71 @@
+"""What makes a frame blind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from appliance.inspect.image_health import HealthLimits, ImageHealth
+from appliance.model.bundle import InputSpec
+from appliance.model.preprocess import prepare
+from appliance.ports import Findings
+from tests.model.tiny import meta
+
+SPEC = InputSpec.model_validate(meta()["input"])
+
+
+def findings(image: np.ndarray) -> Findings:
+    """Statistics as a network gives them."""
+    made = prepare(image.ravel(), (image.shape[1], image.shape[0]), image.shape[1], "mono8", None, SPEC)
+    nothing = np.zeros(3, np.float32)
+    return Findings("classify", nothing, None, None, made.histogram, made.total, made.laplacian_variance, 0, 0)
+
+
+def noisy(level: float, seed: int, spread: float = 10.0) -> np.ndarray:
+    return np.clip(np.random.default_rng(seed).normal(level, spread, (64, 64)), 0, 255).astype(np.uint8)
+
+
+def test_two_identical_frames_are_frozen_and_the_next_live_one_is_not() -> None:
+    health = ImageHealth(HealthLimits())
+    causes = [health.cause(findings(noisy(120, seed))) for seed in (1, 1, 1, 2, 1)]
+    assert causes == [None, "frozen", "frozen", None, None]
+
+
+def test_the_same_part_in_new_noise_is_not_frozen() -> None:
+    health = ImageHealth(HealthLimits())
+    assert [health.cause(findings(noisy(120, seed, 1.0))) for seed in range(6)] == [None] * 6
+
+
+def test_frozen_may_be_left_unwatched() -> None:
+    health = ImageHealth(HealthLimits(frozen=False))
+    assert [health.cause(findings(noisy(120, 1))) for _ in range(2)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("limits", "level", "cause"),
+    [
+        (HealthLimits(brightness=(60, 190)), 30, "dark"),
+        (HealthLimits(brightness=(60, 190)), 220, "bright"),
+        (HealthLimits(brightness=(60, 190)), 120, None),
+        (HealthLimits(saturated_max=0.02), 250, "saturated"),
+        (HealthLimits(saturated_max=0.02), 120, None),
+        (HealthLimits(), 3, None),
+    ],
+)
+def test_brightness_and_saturation(limits: HealthLimits, level: float, cause: str | None) -> None:
+    assert ImageHealth(limits).cause(findings(noisy(level, 1))) == cause
+
+
+def test_a_flat_picture_is_blurred_and_its_edges_are_not() -> None:
+    limits = HealthLimits(sharpness_min=5.0)
+    stripes = np.tile(np.repeat([40, 200], 8).astype(np.uint8), (64, 4))
+    assert ImageHealth(limits).cause(findings(np.full((64, 64), 120, np.uint8))) == "blurred"
+    assert ImageHealth(limits).cause(findings(stripes)) is None
+
+
+def test_figures_are_kept_for_health_also_of_blind_frames() -> None:
+    health = ImageHealth(HealthLimits(brightness=(60, 190)))
+    image = noisy(30, 1)
+    health.cause(findings(image))
+    assert health.figures["brightness"] == pytest.approx(image.mean())
+    assert set(health.figures) == {"brightness", "sharpness", "saturated"}
