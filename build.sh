@@ -31,9 +31,11 @@ do_test() {
 do_check() {
   set_up
   cd "$here"
-  "$venv/bin/python" -m ruff check .
-  "$venv/bin/python" -m mypy --strict appliance/messages.py appliance/ports.py appliance/clock.py appliance/config appliance/reject
-  "$venv/bin/python" -m pytest -q tests/test_house.py
+  local failed=0                    # one fault does not hide the next
+  "$venv/bin/python" -m ruff check . || failed=1
+  "$venv/bin/python" -m mypy --strict appliance/{messages,ports,clock}.py appliance/config appliance/reject || failed=1
+  "$venv/bin/python" -m pytest -q tests/test_house.py || failed=1
+  return $failed
 }
 
 do_bench() {

@@ -138,3 +138,12 @@ def test_the_lock_is_pinned_with_digests_and_names_no_machine() -> None:
         assert re.match(r"[a-z0-9-]+==[^ ]+ ", one) and "--hash=sha256:" in one, one.splitlines()[0]
     assert not re.search(r"/(tmp|home|root|work)/", text)
     assert not re.search(r"^(torch|jetson|tensorrt|pycuda)", text, re.MULTILINE)
+
+
+def test_the_box_pins_what_the_lock_pins_and_never_takes_nvidias_names_from_the_index() -> None:
+    locked = set(re.findall(r"^([a-z0-9-]+==\S+) ", (ROOT / "appliance" / "requirements.lock").read_text(), re.MULTILINE))
+    locked_names = {one.partition("==")[0] for one in locked}
+    pins = re.findall(r"^([a-z0-9-]+==\S+)", (ROOT / "jetpack-requirements.txt").read_text(), re.MULTILINE)
+    assert {"numpy", "onnxruntime", "pymodbus"} <= {one.partition("==")[0] for one in pins}
+    assert [one for one in pins if one.partition("==")[0] in locked_names and one not in locked] == []
+    assert [one for one in pins if re.match(r"jetson|tensorrt|nvidia|pycuda", one)] == []
