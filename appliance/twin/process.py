@@ -28,6 +28,7 @@ from appliance.twin.line import CameraPlace, Fate, Line, LineShape
 from appliance.twin.supply import Item, supply
 
 _AHEAD = 12  # frames rendered before they are due
+_BUFFERS = 4  # of the camera's driver
 _READOUT_NS = 8_000_000
 _MS = 1_000_000
 
@@ -35,13 +36,17 @@ _MS = 1_000_000
 @dataclass
 class _CameraClient:
     sock: socket.socket
-    waiting: memoryview = field(default_factory=lambda: memoryview(b""))
+    waiting: deque[memoryview] = field(default_factory=deque)
 
     def push(self) -> bool:
         """Send what waits; False when the firmware is gone."""
         try:
             while self.waiting:
-                self.waiting = self.waiting[self.sock.send(self.waiting) :]
+                rest = self.waiting[0][self.sock.send(self.waiting[0]) :]
+                if rest:
+                    self.waiting[0] = rest
+                else:
+                    self.waiting.popleft()
         except BlockingIOError:
             return True
         except OSError:
@@ -204,6 +209,7 @@ class World:
         camera.due.append((time_ns + _READOUT_NS + late_ns, time_ns, camera.sequence, item))
         if self._due("double-frame", time_ns):
             camera.due.append((time_ns + _READOUT_NS + _MS, time_ns, camera.sequence, item))
+        camera.due = deque(sorted(camera.due, key=lambda one: one[0]))  # a late one holds up no other
 
     def _deliver(self, now_ns: int) -> None:
         for camera in self._cameras.values():
@@ -218,8 +224,8 @@ class World:
         header = encode(TwinFrame(camera.name, sequence, exposure_ns, width, height, item.pixel, len(pixels)))
         data = len(header).to_bytes(4, "little") + header + pixels
         for client in camera.clients:
-            if not client.waiting:  # else: no free buffer, as a driver would have it; the sequence shows the gap
-                client.waiting = memoryview(data)
+            if len(client.waiting) < _BUFFERS:  # else: none is free, as a driver would have it; the sequence shows the gap
+                client.waiting.append(memoryview(data))
 
     # --- truth and trouble -----------------------------------------------------------------------------------
 
