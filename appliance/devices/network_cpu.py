@@ -5,7 +5,7 @@ onnxruntime is named in this file only, and imported when the first engine is ma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ class Engine:
 
     def __init__(self, onnx: bytes, what: str) -> None:
         """``what`` names the model in errors. Raises EngineError when ``onnx`` is no model that can be run."""
-        import onnxruntime  # slow to import, and not needed where no CPU network is
+        import onnxruntime  # type: ignore[import-untyped]  # slow, and not needed where no CPU network is
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

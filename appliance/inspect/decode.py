@@ -26,10 +26,10 @@ def activate(raw: F32, activation: str) -> F32:
     """Logits (classes,) to 0..1."""
     if activation == "softmax":
         powers = np.exp(raw - raw.max())
-        return (powers / powers.sum()).astype(np.float32)
+        return np.asarray(powers / powers.sum(), np.float32)
     if activation == "sigmoid":
         with np.errstate(over="ignore"):  # exp of a large logit is inf, and 1 / inf is the 0 that is meant
-            return (1 / (1 + np.exp(-raw))).astype(np.float32)
+            return np.asarray(1 / (1 + np.exp(-raw)), np.float32)
     return np.clip(raw, 0, 1).astype(np.float32)
 
 
@@ -49,4 +49,4 @@ def _anomaly(outputs: Mapping[str, F32], spec: OutputSpec) -> tuple[F32, U8 | No
 def linear(raw: F32, spec: OutputSpec) -> F32:
     """``low`` to 0, ``high`` to 1, clipped; ``high`` may lie below ``low``."""
     span = np.float32(spec.high - spec.low)
-    return np.clip((raw - np.float32(spec.low)) / span, 0, 1).astype(np.float32)
+    return np.asarray(np.clip((raw - np.float32(spec.low)) / span, 0, 1), np.float32)

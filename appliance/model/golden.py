@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -165,11 +165,11 @@ def _apart(got: F32, wanted: F32) -> float:
     return float(np.abs(got - wanted).max()) if got.shape == wanted.shape else float("inf")
 
 
-def frame_of(pixels: npt.NDArray[np.uint8], pixel: str) -> Frame:
+def frame_of(pixels: npt.NDArray[Any], pixel: str) -> Frame:
     """An array as a camera would give it: (h, w), (h, w, 3), or rows of ``pixel``'s bytes as uint8 or uint16."""
     flat = np.ascontiguousarray(pixels)
     height, width = flat.shape[:2]
-    memory: Any = memoryview(flat.view(np.uint8).reshape(-1))
+    memory = memoryview(flat.view(np.uint8).reshape(-1))  # type: ignore[arg-type]  # no Buffer before Python 3.12
     return Frame(memory, flat.ctypes.data, flat.strides[0], (width, height), pixel, 0, 0, 0, lambda: None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from onnx import numpy_helper
 OPSET = 17
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-Constants = dict[str, npt.NDArray[np.generic]]
+Constants = dict[str, npt.NDArray[Any]]
 Uses = dict[str, list[tuple[onnx.NodeProto, int]]]
 
 
@@ -33,7 +34,7 @@ def float_model(model: onnx.ModelProto) -> onnx.ModelProto:
     initialisers = [one for one in graph.initializer if one.name in used]
     stale = [one for one in graph.value_info if one.name not in instead and one.name not in before]
     for field, values in ((graph.node, kept), (graph.initializer, initialisers), (graph.value_info, stale)):
-        copies = [type(value).FromString(value.SerializeToString()) for value in values]  # type: ignore[attr-defined]
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
         del field[:]
         field.extend(copies)
     return result
@@ -119,9 +120,9 @@ def _lint_biases(graph: onnx.GraphProto, constants: Constants) -> Iterator[str]:
 
 def _lint_quantize(node: onnx.NodeProto, constants: Constants, uses: Uses) -> list[str]:
     found = _lint_scale(node, constants)
-    for user, _ in uses.get(node.output[0], []) or [(None, 0)]:
-        if user is None or user.op_type != _DEQUANTIZE:
-            found.append(f"{_named(node)}: a Q without its DQ")
+    users = uses.get(node.output[0], [])
+    if not users or any(user.op_type != _DEQUANTIZE for user, _ in users):
+        found.append(f"{_named(node)}: a Q without its DQ")
     scale = constants.get(node.input[1])
     if scale is not None and scale.size > 1 and node.input[0] not in constants:
         found.append(f"{_named(node)}: per-channel scales on an activation")

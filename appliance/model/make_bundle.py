@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +132,7 @@ def _onnx_evaluator(model: bytes) -> Runner:
     evaluator = ReferenceEvaluator(onnx.load_from_string(model), new_ops=[QuantizeLinear, DequantizeLinear])
 
     def run(name: str, tensor: F32) -> Outputs:
-        return dict(zip(evaluator.output_names, evaluator.run(None, {name: tensor})))  # type: ignore[arg-type]
+        return dict(zip(evaluator.output_names, evaluator.run(None, {name: tensor})))
 
     return run
 

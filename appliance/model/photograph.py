@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ class PhotographError(Exception):
     """A file that is no picture, or not all of one."""
 
 
-def read_photograph(path: Path, colour: bool) -> tuple[npt.NDArray[np.generic], str]:
+def read_photograph(path: Path, colour: bool) -> tuple[npt.NDArray[Any], str]:
     """(pixels, pixel format): (h, w) as mono8 or mono16, or (h, w, 3) as bgr8. Raises PhotographError."""
     raw = _bytes(path)
     if cut_short(raw) or _png_cut_short(raw) or _bmp_cut_short(raw):
@@ -30,7 +31,7 @@ def read_photograph(path: Path, colour: bool) -> tuple[npt.NDArray[np.generic], 
     except cv2.error as why:
         raise PhotographError(f"{path}: cannot be read as a picture ({str(why).strip().splitlines()[-1]})") from why
     if image is None:
-        raise PhotographError(f"{path}: is not a picture; name one of {', '.join(SUFFIXES)}")
+        raise PhotographError(f"{path}: is not a picture, or not all of one; copy it anew ({', '.join(SUFFIXES)})")
     if image.dtype == np.uint16 and image.ndim == 2:
         return image, "mono16"
     if image.dtype != np.uint8:
@@ -80,4 +81,4 @@ def _bmp_cut_short(raw: bytes) -> bool:
     if raw[:2] != b"BM" or len(raw) < 54:
         return False
     start, _, width, height, _, bits, compression = struct.unpack("<IIiiHHI", raw[10:34])
-    return compression == 0 and len(raw) < start + (width * bits + 31) // 32 * 4 * abs(height)
+    return bool(compression == 0 and len(raw) < start + (width * bits + 31) // 32 * 4 * abs(height))

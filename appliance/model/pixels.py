@@ -194,4 +194,5 @@ def _spread(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     """Sum over 3 x 3 with weights 1 2 1 each way: direct neighbours count before diagonal ones."""
     padded = np.pad(values, 1)
     across = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    return across[:-2] + 2 * across[1:-1] + across[2:]
+    total: npt.NDArray[np.uint32] = across[:-2] + 2 * across[1:-1] + across[2:]
+    return total

@@ -182,7 +182,7 @@ def scale_of(image: Image) -> float:
 
 def to_float(image: Image) -> F32:
     """float32 on 0..255."""
-    return image.astype(np.float32) * np.float32(scale_of(image))
+    return np.asarray(image.astype(np.float32) * np.float32(scale_of(image)), np.float32)
 
 
 def bilinear(image: F32, size: Size) -> F32:
@@ -194,7 +194,8 @@ def bilinear(image: F32, size: Size) -> F32:
     last_row, last_column = image.shape[0] - 1, image.shape[1] - 1
     upper = image[np.clip(rows, 0, last_row)] * (1 - row_share) + image[np.clip(rows + 1, 0, last_row)] * row_share
     left, right = np.clip(columns, 0, last_column), np.clip(columns + 1, 0, last_column)
-    return (upper[:, left] * (1 - column_share) + upper[:, right] * column_share).astype(np.float32)
+    across: F32 = upper[:, left] * (1 - column_share) + upper[:, right] * column_share
+    return across
 
 
 def _places(length: int, wanted: int) -> tuple[I64, F32]:

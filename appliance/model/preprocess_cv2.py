@@ -62,9 +62,10 @@ class CvSteps:
         return float((deviation[0, 0] * preprocess.scale_of(grey)) ** 2)
 
     def to_float(self, image: Image) -> F32:
-        values = self._buffer("float", image.shape, np.float32)
+        values: F32 = self._buffer("float", image.shape, np.float32)
         scale = np.float32(preprocess.scale_of(image))
-        return np.multiply(image, scale, out=values, dtype=np.float32)
+        np.multiply(image, scale, out=values, dtype=np.float32)
+        return values
 
     def bilinear(self, values: F32, size: Size) -> F32:
         """INTER_LINEAR on float32 has half-pixel centres and repeats edges."""

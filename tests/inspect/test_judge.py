@@ -32,7 +32,9 @@ def mapped(score_map: np.ndarray, score: float | None = None) -> Findings:
     return Findings("anomaly", np.array([score], np.float32), score_map, None, np.zeros(256, np.int64), 0, 0, 0, 0)
 
 
-def verdict_of(found: Findings, of: Bundle, review: float | None = None, fail: float | None = None, **classes: Any) -> Judgement:
+def verdict_of(
+    found: Findings, of: Bundle, review: float | None = None, fail: float | None = None, **classes: Any
+) -> Judgement:
     return judge(found, of, limits_of(of, review, fail, classes), "top", ROI)
 
 
@@ -58,7 +60,8 @@ def test_pass_review_fail(given: tuple[float, ...], verdict: str, cause: str | N
 def test_a_score_equal_to_its_threshold_reaches_it() -> None:
     exact = float(np.float32(0.6))
     assert verdict_of(scores(0, exact, 0), bundle(), fail=exact).verdict == "fail"
-    assert verdict_of(scores(0, float(np.nextafter(np.float32(exact), np.float32(0))), 0), bundle(), fail=exact).verdict == "review"
+    below = float(np.nextafter(np.float32(exact), np.float32(0)))
+    assert verdict_of(scores(0, below, 0), bundle(), fail=exact).verdict == "review"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,9 @@ def test_with_none_above_the_highest_score_speaks() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3), st.floats(0, 1), st.floats(0, 1))
-def test_a_part_fails_exactly_when_a_class_that_is_not_good_reaches_its_threshold(given: list[float], dark: float, bright: float) -> None:
+def test_a_part_fails_exactly_when_a_class_that_is_not_good_reaches_its_threshold(
+    given: list[float], dark: float, bright: float
+) -> None:
     of = bundle(thresholds={"review_at": 0.0, "fail_at": 0.6})
     made = verdict_of(scores(*given), of, dark=(dark, None), bright=(bright, None))
     found = np.array(given, np.float32)

@@ -74,8 +74,12 @@ def test_a_ticket_that_does_not_wait_is_an_error(bundle: Bundle) -> None:
         network.wait(ticket, NEVER_NS)
 
 
-@pytest.mark.parametrize(("pixel", "roi", "said"), [("h264", None, "cannot be judged"), ("mono8", (0, 0, 999, 2), "beyond the frame")])
-def test_a_frame_that_does_not_fit_is_an_engine_error_and_the_next_one_goes_on(bundle: Bundle, pixel: str, roi: tuple[int, int, int, int] | None, said: str) -> None:
+@pytest.mark.parametrize(
+    ("pixel", "roi", "said"), [("h264", None, "cannot be judged"), ("mono8", (0, 0, 999, 2), "beyond the frame")]
+)
+def test_a_frame_that_does_not_fit_is_an_engine_error_and_the_next_one_goes_on(
+    bundle: Bundle, pixel: str, roi: tuple[int, int, int, int] | None, said: str
+) -> None:
     network = cpu_network(bundle)
     with pytest.raises(EngineError, match=said):
         network.wait(network.submit(frame_of(frames()[0], pixel), roi), NEVER_NS)

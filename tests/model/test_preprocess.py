@@ -11,7 +11,15 @@ from appliance.model import pixels
 from appliance.model.bundle import InputSpec
 from appliance.model.pixels import FORMATS, bytes_per_row, channels, frame_bytes, quads
 from appliance.model.preprocess import (
-    balance, bilinear, content_box, halve, histogram, laplacian_variance, luma, prepare, to_float,
+    balance,
+    bilinear,
+    content_box,
+    halve,
+    histogram,
+    laplacian_variance,
+    luma,
+    prepare,
+    to_float,
 )  # fmt: skip
 from appliance.model.preprocess_cv2 import CvSteps, FastPreprocess, prepare_cv2
 
@@ -109,7 +117,9 @@ def test_white_balance_rounds_and_stops_at_the_top() -> None:
         ("nv12", (3, 2), 4, None, "its sides are even"),
     ],
 )
-def test_what_does_not_fit_is_said_in_words(pixel: str, size: tuple[int, int], pitch: int, roi: pixels.Box | None, said: str) -> None:
+def test_what_does_not_fit_is_said_in_words(
+    pixel: str, size: tuple[int, int], pitch: int, roi: pixels.Box | None, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         channels(np.zeros(16, np.uint8), size, pitch, pixel, roi)
 
@@ -207,7 +217,9 @@ ROIS = [None, (3, 1, 41, 33), (1, 3, 44, 31), (5, 2, 13, 9)]
 
 
 @pytest.mark.parametrize("pixel", FORMATS)
-@pytest.mark.parametrize("target", [spec((20, 16), 1), spec((20, 16), 3), spec((17, 23), 3, "letterbox"), spec((8, 8), 1, "letterbox")])
+@pytest.mark.parametrize(
+    "target", [spec((20, 16), 1), spec((20, 16), 3), spec((17, 23), 3, "letterbox"), spec((8, 8), 1, "letterbox")]
+)
 def test_the_fast_path_gives_the_reference(pixel: str, target: InputSpec) -> None:
     """Every format, padded rows, sizes that halve not at all to thrice, ROIs at odd places; buffers are used again."""
     gains = (1.0, 1.0, 1.0) if pixel.startswith("mono") else (1.7, 1.0, 0.8)

@@ -20,7 +20,10 @@ def tensor(name: str, values: Any) -> onnx.TensorProto:
     return numpy_helper.from_array(np.asarray(values), name)
 
 
-def pair(name: str, source: str, scale: Any, axis: int | None = None) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+Pair = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
+
+
+def pair(name: str, source: str, scale: Any, axis: int | None = None) -> Pair:
     """Q and DQ after ``source``; the result is called ``name``."""
     scale = np.asarray(scale, np.float32)
     extra = {} if axis is None else {"axis": axis}
@@ -32,7 +35,9 @@ def pair(name: str, source: str, scale: Any, axis: int | None = None) -> tuple[l
     return nodes, [tensor(names[0], scale), tensor(names[1], np.zeros(scale.shape, np.int8))]
 
 
-def model(nodes: list[onnx.NodeProto], initialisers: list[onnx.TensorProto], channels: int, outputs: dict[str, list[int]]) -> onnx.ModelProto:
+def model(
+    nodes: list[onnx.NodeProto], initialisers: list[onnx.TensorProto], channels: int, outputs: dict[str, list[int]]
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes, "tiny",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, SIDE, SIDE])],
@@ -53,8 +58,8 @@ def classifier(channels: int = 1, int8: bool = True, weight: float = 8.0) -> onn
     nodes: list[onnx.NodeProto] = []
     image, weighted = "image", "weights"
     if int8:
-        for name, source, scale, axis in (("image_8", "image", 1 / 127, None), ("weights_8", "weights", [weight / channels / 127] * 2, 0)):
-            more, constants = pair(name, source, scale, axis)
+        per_channel = [weight / channels / 127] * 2
+        for more, constants in (pair("image_8", "image", 1 / 127), pair("weights_8", "weights", per_channel, axis=0)):
             nodes += more
             initialisers += constants
         image, weighted = "image_8", "weights_8"
@@ -81,7 +86,7 @@ def meta(task: str = "classify", channels: int = 1, **changes: Any) -> dict[str,
     whole: dict[str, Any] = {
         "name": "tiny", "revision": 1, "task": task, "taught_on": "photographs",
         "input": {"tensor": "image", "size": [SIDE, SIDE], "channels": channels, "fit": "stretch", **normal},
-        "output": {"tensor": "scores", "activation": "softmax"} if task == "classify" else {"map": "map", "low": 0.0, "high": 1.0},
+        "output": {"tensor": "scores", "activation": "softmax"} if task == "classify" else {"map": "map", "high": 1.0},
         "classes": list(CLASSES) if task == "classify" else ["good", "anomaly"],
         "good": ["good"], "thresholds": {"review_at": 0.4, "fail_at": 0.6},
     }  # fmt: skip
@@ -102,7 +107,9 @@ def frames(channels: int = 1, side: int = 2 * SIDE) -> list[np.ndarray]:
     return made
 
 
-def tiny_bundle(folder: Path, task: str = "classify", channels: int = 1, graph: onnx.ModelProto | None = None, **changes: Any) -> Bundle:
+def tiny_bundle(
+    folder: Path, task: str = "classify", channels: int = 1, graph: onnx.ModelProto | None = None, **changes: Any
+) -> Bundle:
     """A whole bundle on disk."""
     made = graph or (classifier(channels) if task == "classify" else anomaly())
     return write_bundle(folder, made, meta(task, channels, **changes), frames(channels), "mono8" if channels == 1 else "rgb8")
