@@ -19,6 +19,7 @@ from appliance.ports import Findings
 
 Box = tuple[int, int, int, int]
 NO_CLASS = -1
+_DIGITS = 6  # a float32 has no more; what is compared is what the record says, so that 0.7 reaches 0.7
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def judge(findings: Findings, bundle: Bundle, limits: Limits, camera: str, roi: 
     if findings.task == "anomaly":
         return _judge_anomaly(findings, bundle, limits, camera, roi)
     index = _worst_class(findings, bundle, limits)
-    return _verdict(bundle, limits, float(findings.scores[index]), index)
+    return _verdict(bundle, limits, _score(findings, index), index)
 
 
 def blind(cause: str) -> Judgement:
@@ -100,6 +101,10 @@ def worst(judgements: list[Judgement]) -> Judgement:
     return Judgement(first.verdict, first.cause, first.score, first.threshold, first.class_id, regions)
 
 
+def _score(findings: Findings, index: int) -> float:
+    return round(float(findings.scores[index]), _DIGITS)
+
+
 def _above(one: Judgement) -> float:
     if one.verdict == "fail":
         return (one.score or 0.0) - (one.threshold or 0.0)
@@ -110,7 +115,7 @@ def _worst_class(findings: Findings, bundle: Bundle, limits: Limits) -> int:
     """The class furthest above its own threshold, else of the highest score; of equals the first."""
 
     def rank(index: int) -> tuple[bool, float, float]:
-        score = float(findings.scores[index])
+        score = _score(findings, index)
         above = score - limits.threshold(bundle.classes[index])
         return (True, above, score) if above >= 0 else (False, score, 0.0)
 
@@ -127,12 +132,12 @@ def _verdict(bundle: Bundle, limits: Limits, score: float, index: int, regions: 
 def _judge_anomaly(findings: Findings, bundle: Bundle, limits: Limits, camera: str, roi: Box) -> Judgement:
     index = bundle.defects[0]
     name = bundle.classes[index]
-    score = float(findings.scores[0])
+    score = _score(findings, 0)
     least_px = limits.minimum_px.get(name, 1)
     if findings.score_map is None or score < limits.review_at:
         return _verdict(bundle, limits, score, index)
     if least_px > 1:
-        score = min(score, standing_score(findings.score_map, roi, bundle.input, least_px))
+        score = min(score, round(standing_score(findings.score_map, roi, bundle.input, least_px), _DIGITS))
     level = limits.threshold(name) if score >= limits.threshold(name) else limits.review_at
     if score < level:
         return _verdict(bundle, limits, score, index)

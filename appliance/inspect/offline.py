@@ -129,7 +129,7 @@ def _row(path: Path, verdict: Judgement) -> dict[str, Any]:
         "file": str(path),
         "verdict": verdict.verdict,
         "cause": verdict.cause,
-        "score": None if verdict.score is None else round(verdict.score, 4),
+        "score": verdict.score,
         "threshold": verdict.threshold,
         "regions": [
             {"camera": one.camera, "class": one.name, "score": one.score, "box": list(one.box), "area_px": one.area_px}

@@ -194,8 +194,8 @@ def bilinear(image: F32, size: Size) -> F32:
     last_row, last_column = image.shape[0] - 1, image.shape[1] - 1
     upper = image[np.clip(rows, 0, last_row)] * (1 - row_share) + image[np.clip(rows + 1, 0, last_row)] * row_share
     left, right = np.clip(columns, 0, last_column), np.clip(columns + 1, 0, last_column)
-    across: F32 = upper[:, left] * (1 - column_share) + upper[:, right] * column_share
-    return across
+    across = upper[:, left] * (1 - column_share) + upper[:, right] * column_share
+    return np.asarray(across, np.float32)
 
 
 def _places(length: int, wanted: int) -> tuple[I64, F32]:
