@@ -106,7 +106,7 @@ def _every(paths: Sequence[Path]) -> Iterator[Path | PhotographError]:
 def _inspect(network: Any, bundle: Bundle, look: Look, path: Path) -> dict[str, Any]:
     """One picture's line. Raises PhotographError, EngineError."""
     begun = now_ns()
-    pixels, pixel = read_photograph(path, colour=bundle.input.channels == 3)
+    pixels, pixel = read_photograph(path)
     frame: Frame = frame_of(pixels, pixel)
     roi = look.roi if frame.size == look.size else None
     read = now_ns()

@@ -20,20 +20,21 @@ class PhotographError(Exception):
     """A file that is no picture, or not all of one."""
 
 
-def read_photograph(path: Path, colour: bool) -> tuple[npt.NDArray[Any], str]:
-    """(pixels, pixel format): (h, w) as mono8 or mono16, or (h, w, 3) as bgr8. Raises PhotographError."""
+def read_photograph(path: Path) -> tuple[npt.NDArray[Any], str]:
+    """(pixels, pixel format): (h, w) as mono8 or mono16, or (h, w, 3) as bgr8, as the file has it. Raises PhotographError."""
     raw = _bytes(path)
     if cut_short(raw) or _png_cut_short(raw) or _bmp_cut_short(raw):
         raise PhotographError(f"{path}: the picture is cut short; copy it anew")
-    flags = cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
     try:
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as why:
         raise PhotographError(f"{path}: cannot be read as a picture ({str(why).strip().splitlines()[-1]})") from why
     if image is None:
         raise PhotographError(f"{path}: is not a picture, or not all of one; copy it anew ({', '.join(SUFFIXES)})")
     if image.dtype == np.uint16 and image.ndim == 2:
         return image, "mono16"
+    if image.dtype == np.uint16:  # no camera format has words of three colours: to bytes, rounded
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.dtype != np.uint8:
         raise PhotographError(f"{path}: its pixels are {image.dtype}; save it with 8 or 16 bits a channel")
     return image, "bgr8" if image.ndim == 3 else "mono8"

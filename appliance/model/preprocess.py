@@ -25,6 +25,7 @@ I64 = npt.NDArray[np.int64]
 Gains = tuple[float, float, float]
 PAD = 114.0
 NO_GAINS: Gains = (1.0, 1.0, 1.0)
+_GREYS = np.arange(256, dtype=np.int64)
 _LUMA = (9798, 19235, 3735)  # BT.601 in 1/32768, the integers of cv2.COLOR_RGB2GRAY
 
 
@@ -103,7 +104,8 @@ def prepare(
     if image.ndim == 3 and tuple(gains) != NO_GAINS:
         image = steps.balance(image, gains)
     grey = steps.luma(image)
-    counts, total = steps.histogram(grey), sum_of(grey)
+    counts = steps.histogram(grey)
+    total = total_of(grey, counts)
     if spec.channels == 1:
         image = grey
     while _halves(image.shape, target):
@@ -153,9 +155,9 @@ def histogram(grey: Image) -> I64:
     return np.bincount(values.ravel(), minlength=256).astype(np.int64)
 
 
-def sum_of(grey: Image) -> int:
-    """64-bit sum of the words as delivered."""
-    return int(grey.sum(dtype=np.int64))
+def total_of(grey: Image, counts: I64) -> int:
+    """64-bit sum of the words as delivered; of bytes the histogram has it."""
+    return int(counts @ _GREYS) if grey.dtype == np.uint8 else int(grey.sum(dtype=np.int64))
 
 
 def halve(image: Image) -> Image:

@@ -110,11 +110,20 @@ def test_a_colour_bundle_reads_colour(tmp_path: Path) -> None:
     assert (line["verdict"], line["cause"]) == ("fail", "bright")
 
 
-def test_sixteen_bits_say_the_same_as_eight(bundle: Bundle, tmp_path: Path) -> None:
-    assert cv2.imwrite(str(tmp_path / "eight.png"), frames()[5])
-    assert cv2.imwrite(str(tmp_path / "sixteen.png"), frames()[5].astype(np.uint16) * 257)
-    eight, sixteen = ask(bundle, tmp_path / "eight.png", tmp_path / "sixteen.png").lines
-    assert eight["score"] == pytest.approx(sixteen["score"], abs=0.01)  # words are rounded finer when halved
+def test_sixteen_bits_say_the_same_as_eight(tmp_path: Path, bundle: Bundle) -> None:
+    for channels, of in ((1, bundle), (3, tiny_bundle(tmp_path / "b", "classify", 3))):
+        assert cv2.imwrite(str(tmp_path / "eight.png"), frames(channels)[5])
+        assert cv2.imwrite(str(tmp_path / "sixteen.png"), frames(channels)[5].astype(np.uint16) * 257)
+        eight, sixteen = ask(of, tmp_path / "eight.png", tmp_path / "sixteen.png").lines
+        assert eight["score"] == pytest.approx(sixteen["score"], abs=0.01)  # words are rounded finer when halved
+
+
+def test_colour_with_transparency_serves_a_mono_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    grey = frames()[7]
+    assert cv2.imwrite(str(tmp_path / "alpha.png"), cv2.merge([grey, grey, grey, np.full_like(grey, 255)]))
+    assert cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    first, second = ask(bundle, tmp_path / "alpha.png", tmp_path / "grey.png").lines
+    assert first["score"] == second["score"]
 
 
 # --- recipes -----------------------------------------------------------------------------------------------
