@@ -41,6 +41,11 @@ def derive(file: Path, folder: Path, *, broker: str, speed_mm_s: float | None = 
     return path
 
 
+def faster(speed_mm_s: float, ppm: float) -> str:
+    """What the user is told when the belt had to be run faster."""
+    return f"belt set to {speed_mm_s:.0f} mm/s: {ppm:g} parts/min do not fit at the station's speed\n"
+
+
 def pitch_and_speed(station: Station, ppm: float) -> tuple[float, float, bool]:
     """(pitch_mm, speed_mm_s, raised): the pitch at the station's speed; where parts or gate windows would touch, the
     belt is run faster instead, at the shortest pitch this gate serves."""

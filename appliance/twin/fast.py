@@ -26,7 +26,7 @@ from appliance.report.outbox import Outbox
 from appliance.report.reporter import Reporter
 from appliance.report.verify import verify
 from appliance.twin.bank import Answer, Bank, bank_of
-from appliance.twin.derive import derive, pitch_and_speed
+from appliance.twin.derive import derive, faster, pitch_and_speed
 from appliance.twin.line import Line, LineShape
 from appliance.twin.rehearse import Options
 from appliance.twin.result import Result, settle
@@ -243,6 +243,8 @@ def rehearse_fast(options: Options, out: TextIO) -> Result:
         raise ValueError("--fault plays in real time: leave out --fast")
     original = load(options.file, built_only=False)
     pitch_mm, speed_mm_s, raised = pitch_and_speed(original, options.ppm)
+    if raised:
+        out.write(faster(speed_mm_s, options.ppm))
     with tempfile.TemporaryDirectory(prefix="appl-") as scratch:
         folder = options.keep or Path(scratch)
         file = derive(

@@ -21,7 +21,7 @@ from appliance.link import SocketLink, connect
 from appliance.messages import Hello, TwinControl
 from appliance.paths import Paths
 from appliance.supervisor import Supervisor
-from appliance.twin.derive import derive, pitch_and_speed
+from appliance.twin.derive import derive, faster, pitch_and_speed
 from appliance.twin.mes import Mes, Network
 from appliance.twin.result import Result, read_ledger, read_truth, settle
 from appliance.twin.score import percentiles
@@ -71,7 +71,7 @@ class _Rehearsal:
         original = load(options.file, built_only=False)
         self._pitch_mm, self._speed_mm_s, raised = pitch_and_speed(original, options.ppm)
         if raised:
-            out.write(f"belt set to {self._speed_mm_s:.0f} mm/s: {options.ppm:g} parts/min do not fit at the station's speed\n")
+            out.write(faster(self._speed_mm_s, options.ppm))
         self._raised = raised
         self._excused: list[tuple[int, int]] = []
         self._clears = 0
