@@ -53,9 +53,10 @@ def write_bundle(
     return make_bundle.write_bundle(folder, model, meta, golden_frames, pixel, decode, lambda raw: Engine(raw, str(folder)).run)
 
 
-def inspect_verb(
-    bundle_dir: Path, recipe_file: Path | None, paths: Sequence[Path], out: TextIO, errors: TextIO, json_file: Path | None
-) -> int:
+def inspect_paths(
+    bundle_dir: Path, recipe_file: Path | None, paths: Sequence[Path], out: TextIO, json_file: Path | None,
+    errors: TextIO | None = None,
+) -> int:  # fmt: skip
     """``appliance inspect``: see inspect.offline, which is handed the network here."""
     return offline.inspect_paths(bundle_dir, recipe_file, paths, out, json_file, cpu_network, errors)
 

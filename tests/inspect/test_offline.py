@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from appliance.model.bundle import Bundle
-from appliance.wiring_models import inspect_verb
+from appliance.wiring_models import inspect_paths
 from tests.model.tiny import frames, tiny_bundle
 
 STATION = """\
@@ -46,7 +46,7 @@ class Answer:
 
 def ask(bundle: Bundle, *paths: Path, recipe: Path | None = None, json_file: Path | None = None) -> Answer:
     out, errors = io.StringIO(), io.StringIO()
-    code = inspect_verb(bundle.folder, recipe, list(paths), out, errors, json_file)
+    code = inspect_paths(bundle.folder, recipe, list(paths), out, json_file, errors)
     return Answer(code, [json.loads(line) for line in out.getvalue().splitlines()], errors.getvalue())
 
 
@@ -248,7 +248,7 @@ def test_a_bundle_that_cannot_reproduce_its_vectors_judges_nothing(bundle: Bundl
 
 def test_a_bundle_that_is_not_there_is_told(bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
     errors = io.StringIO()
-    assert inspect_verb(tmp_path / "none", None, [pictures], io.StringIO(), errors, None) == 2
+    assert inspect_paths(tmp_path / "none", None, [pictures], io.StringIO(), None, errors) == 2
     assert "no bundle there" in errors.getvalue()
 
 
