@@ -20,7 +20,8 @@ def watch(station: Station, out: TextIO, err: TextIO, for_ever: bool) -> int:
         err.write("this station has no mqtt section; there is nothing to read\n")
         return 2
     clock = SystemClock()
-    client = MqttPublisher(broker_of(station), f"status-{clock.now_ns() % 10**9}", station.station + "/status", [station.station + "/#"])
+    name = f"status-{clock.now_ns() % 10**9}"
+    client = MqttPublisher(broker_of(station), name, station.station + "/status", [station.station + "/#"])
     retained: dict[str, bytes] = {}
     end_ns = clock.now_ns() + round(_WAIT_S * 1e9)
     shown = ""

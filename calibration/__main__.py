@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name in ("quantize", "validate", "threshold"):
         verb = verbs.add_parser(name)
-        verb.add_argument("source", type=Path, help="float ONNX beside its bundle's model.yaml" if name == "quantize" else "bundle")
+        verb.add_argument("source", type=Path, help="float ONNX" if name == "quantize" else "bundle")
         verb.add_argument("images", type=Path, help="folder; validate and threshold: good/ and other folders = classes")
     verbs.choices["quantize"].add_argument("-o", dest="out", type=Path, required=True)
     verbs.choices["quantize"].add_argument("-m", dest="bundle", type=Path, required=True, help="bundle whose input section holds")

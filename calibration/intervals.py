@@ -18,7 +18,8 @@ def interval(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float
 def _at_most(k: int, n: int, p: float) -> float:
     if p <= 0 or p >= 1:
         return 1.0 if p <= 0 or k >= n else 0.0
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p) for i in range(k + 1)]
+    whole, yes, no = math.lgamma(n + 1), math.log(p), math.log1p(-p)
+    logs = [whole - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * yes + (n - i) * no for i in range(k + 1)]
     top = max(logs)
     return min(1.0, math.exp(top) * math.fsum(math.exp(one - top) for one in logs))
 

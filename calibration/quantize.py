@@ -32,7 +32,20 @@ def quantize(model: onnx.ModelProto, tensors: Iterable[npt.NDArray[np.float32]])
 
     ``tensors``: preprocessed inputs (C, H, W) to calibrate on (min-max: the surest where defects are rare extremes).
     Raises ValueError naming what breaks the contract."""
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.WARNING)  # the quantiser tells each node it leaves alone, on the root logger
+    try:
+        quantised = _quantise(model, tensors)
+    finally:
+        root.setLevel(level)
+    problems = lint(quantised)
+    if problems:
+        raise ValueError("the quantised graph breaks the contract: " + "; ".join(problems[:6]))
+    return quantised
+
+
+def _quantise(model: onnx.ModelProto, tensors: Iterable[npt.NDArray[np.float32]]) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         source, ready, result = (Path(folder) / name for name in ("float.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, str(source))
@@ -46,8 +59,4 @@ def quantize(model: onnx.ModelProto, tensors: Iterable[npt.NDArray[np.float32]])
                 "AddQDQPairToWeight": True, "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
             },
         )  # fmt: skip
-        quantised = onnx.load(str(result))
-    problems = lint(quantised)
-    if problems:
-        raise ValueError("the quantised graph breaks the contract: " + "; ".join(problems[:6]))
-    return quantised
+        return onnx.load(str(result))

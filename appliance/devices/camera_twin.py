@@ -41,7 +41,7 @@ class TwinCamera:
             sock.sendall(len(hello).to_bytes(4, "little") + hello)
         except OSError as why:
             sock.close()
-            raise CameraLost(f"the twin's camera {self._twin_name} does not answer ({why.strerror}); is the twin running?") from why
+            raise CameraLost(f"the twin's camera {self._twin_name} does not answer ({why.strerror})") from why
         sock.settimeout(_SILENT_S)
         self._socket = sock
 

@@ -12,7 +12,9 @@ from appliance.ports import Clock, OutputLost
 class TwinOutput:
     """ports.Output over RUN/twin.sock. A twin that is not there (yet) is an output that cannot be moved."""
 
-    def __init__(self, name: str, path: Path, twin_name: str, start: bool, failure: bool, longest_on_ms: int | None, clock: Clock) -> None:
+    def __init__(
+        self, name: str, path: Path, twin_name: str, start: bool, failure: bool, longest_on_ms: int | None, clock: Clock
+    ) -> None:  # fmt: skip
         self.name, self.start, self.failure, self.longest_on_ms = name, start, failure, longest_on_ms
         self._path, self._twin_name, self._clock = path, twin_name, clock
         self._socket: socket.socket | None = None

@@ -67,6 +67,9 @@ class Result:
             told.append(f"{one.good_lost_outside} good parts lost outside of faults")
         return told
 
+    def _steal(self) -> str:
+        return "" if self.steal_s is None else f"; the machine lost {self.steal_s:.2f} s to steal"
+
     def print_table(self, out: TextIO) -> None:
         """For a person."""
         one = self.score
@@ -79,7 +82,7 @@ class Result:
             ("ledger", "  ".join(f"{name} {count}" for name, count in self.ledger.items())),
             ("books", ("closed, " if self.closed else "OPEN: ") + self.closed_told),
             ("MQTT", "  ".join(f"{name} {count}" for name, count in self.mqtt.items())),
-            ("trigger→verdict", _told(self.latency_ms, "ms") + (f"; the machine lost {self.steal_s:.2f} s to steal" if self.steal_s is not None else "")),
+            ("trigger→verdict", _told(self.latency_ms, "ms") + self._steal()),
             ("gate, due→edge", _told(self.actuation_error_us, "µs")),
             ("ledger head", self.ledger_head),
         ]

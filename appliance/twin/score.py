@@ -98,7 +98,8 @@ def _one(result: Score, truth: Truth, record: dict[str, Any] | None, excused: li
             result.notes.append(f"escape by the judge: part {record['part']}, {truth.kind} {truth.size}, score {record['score']}")
     else:
         result.escapes_gate += 1
-        result.notes.append(f"escape by the gate: {truth.kind}, record {record and (record['part'], verdict, record['disposed_by'])}")
+        booked = (record["part"], verdict, record["disposed_by"]) if record else "none"
+        result.notes.append(f"escape by the gate: {truth.kind}, record {booked}")
 
 
 def books_closed(records: list[dict[str, Any]], counters: dict[str, Any] | None) -> tuple[bool, str]:

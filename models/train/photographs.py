@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as functional
 
 from models.train.data import Labelled, photographs, read_grey
+from models.train.fit import MEAN, STD
 
 
 def load_folders(good: Path, bad: Path, size: tuple[int, int]) -> Labelled:
@@ -29,17 +30,22 @@ def load_folders(good: Path, bad: Path, size: tuple[int, int]) -> Labelled:
 
 
 def augment_photograph(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Turn by any angle, mirror, move, zoom, brightness, contrast, noise: each image its own."""
+    """Turn by any angle, mirror, move, zoom, brightness, contrast, gamma, noise: each image its own.
+
+    Wide on purpose: photographs of one day know few lamps and few parts, the line will bring others."""
     count = len(batch)
 
     def draw(low: float, high: float) -> torch.Tensor:
         return torch.rand(count, generator=generator) * (high - low) + low
 
-    angle, zoom = draw(0, 2 * np.pi), draw(0.92, 1.08)
+    angle, zoom = draw(0, 2 * np.pi), draw(0.85, 1.15)
     mirror = torch.sign(draw(-1, 1))
     cosine, sine = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    rows = torch.stack([torch.stack([cosine * mirror, -sine, draw(-0.05, 0.05)], 1), torch.stack([sine * mirror, cosine, draw(-0.05, 0.05)], 1)], 1)
+    first = torch.stack([cosine * mirror, -sine, draw(-0.05, 0.05)], 1)
+    second = torch.stack([sine * mirror, cosine, draw(-0.05, 0.05)], 1)
+    rows = torch.stack([first, second], 1)
     grid = functional.affine_grid(rows, list(batch.shape), align_corners=False)
     moved = functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
-    moved = moved * draw(0.75, 1.25).view(-1, 1, 1, 1) + draw(-0.4, 0.4).view(-1, 1, 1, 1)
-    return moved + torch.randn(moved.shape, generator=generator) * 0.04
+    shares = ((moved * STD + MEAN).clamp(1e-3, 1) ** draw(0.6, 1.6).view(-1, 1, 1, 1) - MEAN) / STD
+    shares = shares * draw(0.6, 1.4).view(-1, 1, 1, 1) + draw(-0.7, 0.7).view(-1, 1, 1, 1)
+    return shares + torch.randn(shares.shape, generator=generator) * 0.05
