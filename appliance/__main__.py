@@ -185,6 +185,13 @@ def _rehearse(options: argparse.Namespace) -> int:
         sys.stderr.write(f"{why}\n")
         return 1 if isinstance(why, rehearse.RehearsalFailed) else 2
     result.print_table(sys.stdout)
+    page = getattr(options, "page", None)
+    if page is not None:
+        from appliance.twin.report_page import write_page
+
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_page(page, result)
+        sys.stdout.write(f"report page: {page}\n")
     if options.json:
         options.json.write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
     return 1 if result.failures() else 0
@@ -192,6 +199,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     sys.stdout.write("The shipped station on a simulated line: 3 processes of firmware, a twin of the line, a broker.\n")
+    options.page = Path.home() / ".local/state/appliance/demo.html"
     return _rehearse(options)
 
 

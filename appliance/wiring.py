@@ -73,15 +73,22 @@ def frame_rate(camera: Any) -> float:
 def reject_build(station: Station, paths: Paths, clock: Clock) -> RejectBuild:
     """All that rejectd needs."""
     plan = plan_of(station)
-    outputs = {"gate": _output("gate", station.reject.output, plan.gate.reject_level, plan.gate.longest_on_ms, paths, clock)}
+    gate = plan.gate
+    outputs = {"gate": _output("gate", station, station.reject.output, gate.reject_level, gate.longest_on_ms, paths, clock)}
     for name, address in station.outputs:
         if address is not None:
-            outputs[name] = _output(name, address, False, None, paths, clock)
+            outputs[name] = _output(name, station, address, False, None, paths, clock)
     opener = None if plan.trigger == "frame" else partial(_input, "trigger", station.trigger.input, paths)
     return RejectBuild(plan, ConstantBelt(plan.speed_mm_s), outputs, opener)
 
 
-def _output(name: str, address: Address, start: bool, longest_on_ms: int | None, paths: Paths, clock: Clock) -> Output:
+def _output(
+    name: str, station: Station, address: Address, start: bool, longest_on_ms: int | None, paths: Paths, clock: Clock
+) -> Output:  # fmt: skip
+    if all(camera.source.scheme == "folder" for camera in station.cameras.values()):
+        from appliance.devices.output_nowhere import NowhereOutput
+
+        return NowhereOutput(name, start, longest_on_ms, clock)  # photographs: there is no line to act on
     from appliance.devices.output_twin import TwinOutput
 
     return TwinOutput(name, paths.twin_socket, address.name, start, False, longest_on_ms, clock)
