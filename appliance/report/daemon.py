@@ -75,7 +75,8 @@ class Reportd:
         self._asked: dict[str, tuple[str, bytes | None]] = {}
         self._wall_check: int | None = None
         self.stopping = False
-        self._raise_ceiling(self.ledger.highest_part())
+        if highest := self.ledger.highest_part():  # a box that never ran begins at part 1, not above a ceiling
+            self._raise_ceiling(highest)
         self.reporter.put("available", "online")
         self.reporter.put_counters()
         self._own_event("report_start", {"configuration": build.config_digest})
