@@ -32,6 +32,7 @@ class Eye:
     last_edge_ns: int = -(10**18)
     sequence: int = -1
     touching_told: bool = False
+    _covered_before_mm: float | None = None
 
     def edge(self, edge: Edge) -> Seen:
         """One edge, in the order of their time stamps."""
@@ -46,15 +47,17 @@ class Eye:
         self.last_edge_ns = edge.time_ns
         if not active:
             touching = self._too_long(position_mm)
-            self.covered_mm = None
+            self._covered_before_mm, self.covered_mm = self.covered_mm, None
             return Seen.LOST_EDGES if lost else Seen.TOUCHING if touching else Seen.NOTHING
+        if bounce and not lost:
+            # The beam was never really free: what follows lengthens the same covering (and may prove two parts).
+            self.covered_mm = position_mm if self._covered_before_mm is None else self._covered_before_mm
+            return Seen.BOUNCE
         if self.covered_mm is None:
             self.covered_mm = position_mm
             self.touching_told = False
         if lost:
             return Seen.LOST_EDGES
-        if bounce:
-            return Seen.BOUNCE
         return self.mark(position_mm)
 
     def mark(self, position_mm: float) -> Seen:

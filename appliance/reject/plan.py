@@ -24,6 +24,11 @@ class GatePlan:
         return self.energised_means == "reject"
 
     @property
+    def fails_to_reject(self) -> bool:
+        """Held in reject for as long as needed, also by a dead box."""
+        return self.kind == "hold" and self.energised_means == "accept"
+
+    @property
     def longest_on_ms(self) -> int | None:
         """How long the output may stand energised: a pusher must not; a held gate may."""
         return max(1000, round(10 * self.pulse_ms)) if self.kind == "pulse" else None

@@ -293,7 +293,8 @@ class Rejector:
         header = self._books.header
         number = header.next_part
         header.next_part += 1
-        if self._books.free <= _RESERVE + 2 * len(self._open):
+        # Once full, one unbroken stretch of numbers is told as unrecorded, until there is room again.
+        if self._unrecorded or self._books.free <= _RESERVE + 2 * len(self._open):
             self._unrecorded.append(number)
             self.alarms.raise_("books_full", f"part {number}", now_ns)
             self._look(now_ns)
@@ -415,9 +416,10 @@ class Rejector:
 
     def _unknown_on_belt(self, why: str, now_ns: int) -> None:
         """Law 6: what lies between camera and gate is not known."""
-        self._purge_until_mm = self._belt.position_mm(now_ns) + self.plan.purge_distance_mm
         self._event("purge", {"why": why, "distance_mm": self.plan.purge_distance_mm}, now_ns)
-        if self.plan.gate.kind == "pulse" or self.plan.gate.reject_level:
+        if self.plan.gate.fails_to_reject:
+            self._purge_until_mm = self._belt.position_mm(now_ns) + self.plan.purge_distance_mm
+        else:  # it cannot be held, or not by a dead box: a person clears the belt
             self.alarms.raise_("purge_line_stop", why, now_ns)
             self.alarms.settle("purge_line_stop")
         self._look(now_ns)
@@ -457,7 +459,7 @@ class Rejector:
         was_stopped = bool(self._levels) and not self._levels.get("line_stop", True)
         self._state, self._reason = self._judge_state()
         may_run = not self.alarms.stops_line
-        if was_stopped and may_run:
+        if was_stopped and may_run and self.plan.gate.fails_to_reject:
             # The belt stood while we could not see it: positions are void, a purge under way begins anew.
             self._levels["line_stop"] = True
             self._effects.moves.append(Move("line_stop", True, now_ns))
