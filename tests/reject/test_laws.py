@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.messages import InspectState
+from appliance.messages import InspectState, PartClosed
+from appliance.reject.books import PART, Books
 from appliance.reject.plan import AlarmPlan, GatePlan
 
 sys.path.insert(0, str(Path(__file__).parent))
-from line_of_parts import CALM, MS, PLAN, Line, verdict  # noqa: E402
+from line_of_parts import CALM, MS, PLAN, SLOTS, Line, verdict  # noqa: E402
 
 
 def one_part(answer, plan=PLAN):
@@ -188,7 +189,9 @@ def test_two_parts_closer_than_the_debounce_are_seen_as_touching() -> None:
 
 # --- law 1: the books close ------------------------------------------------------------------------------------------
 
-ANSWERS = st.sampled_from([("pass", 20.0), ("fail", 40.0), ("review", 10.0), ("blind", 5.0), ("missed", 200.0), None, ("fail", 850.0)])
+ANSWERS = st.sampled_from(
+    [("pass", 20.0), ("fail", 40.0), ("review", 10.0), ("blind", 5.0), ("missed", 200.0), None, ("fail", 850.0)]
+)
 
 
 @given(answers=st.lists(ANSWERS, min_size=1, max_size=14), gaps=st.lists(st.integers(0, 120), min_size=14, max_size=14))
@@ -232,11 +235,29 @@ def test_a_kill_at_any_instant_loses_no_part_and_uses_no_number_twice(answers, k
     numbers = [record.part for record in line.records]
     assert sorted(numbers) == sorted({*made, max(made) + 1}) and len(set(numbers)) == len(numbers)
     assert all(record.run == run for record in line.records)
+    # reportd acknowledged nothing: all of it must still be there to be told.
+    waiting = [one.part for one in line.rejector.journal.values() if isinstance(one, PartClosed)]
+    assert sorted(waiting) == sorted(numbers)
     for record in line.records:
         if record.part in made and record.part not in told_before:
             assert (record.disposition, record.disposed_by) == ("reject", "purge")
     start = [event for event in line.events if event.kind == "start"][-1]
     assert start.data["crashed"] and start.data["blind_ms"] >= 0
+
+
+def test_a_kill_between_record_and_release_of_the_slot_books_the_part_once() -> None:
+    line = Line(acknowledge=False)
+    line.run_in()
+    line.part(100)
+    books = Books(line.buffer, SLOTS)
+    kept = books.load()[0][1]
+    line.finish()
+    books = Books(line.buffer, SLOTS)
+    books.load()
+    books.put(PART, 1, kept)  # as if the slot had not been released yet
+    line.boot()
+    waiting = [one.part for one in line.rejector.journal.values() if isinstance(one, PartClosed)]
+    assert waiting == [1] and line.rejector.in_flight == 1
 
 
 def test_a_clean_stop_closes_every_part_and_begins_a_new_run() -> None:
