@@ -16,6 +16,7 @@ log = logging.getLogger("appliance.mqtt")
 
 FIRST_RETRY_NS, LAST_RETRY_NS = 250_000_000, 5_000_000_000
 _KEEPALIVE_S = 15
+_GOODBYE_S = 1.0
 _ANSWER_NS = 2_000_000_000  # a broker that has not answered CONNECT by then does not understand it
 
 
@@ -57,6 +58,7 @@ class MqttPublisher:
         self._retry_ns = self._asked_ns = 0
         self._delay_ns = FIRST_RETRY_NS
         self._told = ""
+        self._last: mqtt.MQTTMessageInfo | None = None
         self.connected = False
         self.reason = "not connected yet"
 
@@ -91,7 +93,7 @@ class MqttPublisher:
         """The message's number, or None while not connected."""
         if not self.connected or self._client is None:
             return None
-        info = self._client.publish(topic, payload, qos=qos, retain=retain)
+        info = self._last = self._client.publish(topic, payload, qos=qos, retain=retain)
         return info.mid if info.rc == mqtt.MQTT_ERR_SUCCESS else None
 
     def reply(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
@@ -105,8 +107,11 @@ class MqttPublisher:
         self._client.publish(topic, payload, qos=1, properties=properties)
 
     def close(self) -> None:
-        """Say goodbye: a clean disconnect sends no last will."""
+        """Say goodbye: a clean disconnect sends no last will. Waits a second at most for the last word's acknowledgement:
+        a broker that reads the end of the connection before our DISCONNECT (amqtt, when busy) would send the will."""
         if self._client is not None:
+            if self.connected and self._last is not None and self._last.rc == mqtt.MQTT_ERR_SUCCESS:
+                self._last.wait_for_publish(_GOODBYE_S)
             self._client.disconnect()
             self._client.loop_stop()
             self._client = None
@@ -168,7 +173,8 @@ class MqttPublisher:
         if client is not None:
             client.loop_stop()
         self._generation += 1
-        if not was_connected and self._protocol == mqtt.MQTTv5 and what in ("lost", "refused") and "authori" not in reason.lower():
+        unspoken = what in ("lost", "refused") and "authori" not in reason.lower()
+        if not was_connected and self._protocol == mqtt.MQTTv5 and unspoken:
             # Brokers of 3.1.1 close the connection on a version 5 CONNECT (or refuse the version).
             self._protocol = mqtt.MQTTv311
             log.info("the broker does not speak MQTT 5 (%s): 3.1.1 from here on", reason)
