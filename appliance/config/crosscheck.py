@@ -67,9 +67,11 @@ def _gate(station: Station) -> list[Found]:
         found.append((("reject",), "a gate that does not fall to reject by itself needs a line stop", "write outputs.line_stop"))
     for name, camera in station.cameras.items():
         if station.reject.distance_mm <= camera.at_mm:
-            found.append((("reject", "distance_mm"), f"the gate lies before camera {name}", f"write more than {camera.at_mm:g}"))
+            instead = f"write more than {camera.at_mm:g}"
+            found.append((("reject", "distance_mm"), f"the gate lies before camera {name}", instead))
     if station.trigger.max_part_mm <= station.part_mm:
-        found.append((("trigger", "max_part_mm"), "one part alone covers the eye for longer", f"write more than {station.part_mm:g}"))
+        instead = f"write more than {station.part_mm:g}"
+        found.append((("trigger", "max_part_mm"), "one part alone covers the eye for longer", instead))
     return found
 
 
@@ -78,7 +80,8 @@ def _cameras(station: Station) -> list[Found]:
     for name, camera in station.cameras.items():
         if camera.source.scheme in ("csi", "rtsp") and (camera.exposure_us != "auto" or camera.trigger != "free-run"):
             text = f"{camera.source.scheme}:// holds neither exposure_us, gain nor trigger: hardware"
-            found.append((("cameras", name, "source"), text, "write exposure_us: auto and trigger: free-run, or the v4l2:// node of the same sensor"))
+            instead = "write exposure_us: auto and trigger: free-run, or the v4l2:// node of the same sensor"
+            found.append((("cameras", name, "source"), text, instead))
     return found
 
 
@@ -89,7 +92,8 @@ def _recipes(station: Station) -> list[Found]:
     numbers: dict[int, str] = {}
     for name, recipe in station.recipes.items():
         if recipe.number in numbers:
-            found.append((("recipes", name, "number"), f"{recipe.number} is {numbers[recipe.number]}'s", "give each recipe its own number"))
+            taken = f"{recipe.number} is {numbers[recipe.number]}'s"
+            found.append((("recipes", name, "number"), taken, "give each recipe its own number"))
         numbers[recipe.number] = name
         for index, look in enumerate(recipe.inspect):
             found += _look(station, ("recipes", name, "inspect", index), look)
@@ -102,7 +106,8 @@ def _look(station: Station, path: tuple[Any, ...], look: Any) -> list[Found]:
     if camera is None:
         return [((*path, "camera"), f"no camera {look.camera}", f"write one of {', '.join(station.cameras)}")]
     if look.roi and (look.roi[0] + look.roi[2] > camera.size[0] or look.roi[1] + look.roi[3] > camera.size[1]):
-        found.append(((*path, "roi"), f"reaches beyond the camera's {camera.size[0]} x {camera.size[1]}", "keep x + width and y + height within it"))
+        beyond = f"reaches beyond the camera's {camera.size[0]} x {camera.size[1]}"
+        found.append(((*path, "roi"), beyond, "keep x + width and y + height within it"))
     limits = {"fail_at": look.fail_at, **{f"classes.{name}.fail_at": one.fail_at for name, one in look.classes.items()}}
     for name, fail_at in limits.items():
         if look.review_at is not None and fail_at is not None and look.review_at > fail_at:
@@ -122,5 +127,6 @@ def _lines(station: Station) -> list[Found]:
             found.append((tuple(path.split(".")), f"{key} is used by {used[key]} already", "give each its own line"))
         used[key] = path
     if station.reject.output.scheme == "modbus" and not station.reject.output.option("watchdog_ms"):
-        found.append((("reject", "output"), "a Modbus gate needs the coupler's watchdog", "write ?watchdog_ms=500 as the coupler is set"))
+        instead = "write ?watchdog_ms=500 as the coupler is set"
+        found.append((("reject", "output"), "a Modbus gate needs the coupler's watchdog", instead))
     return found

@@ -16,6 +16,9 @@ from appliance.config.crosscheck import crosscheck
 from appliance.config.not_built import not_built
 from appliance.config.schema import Station
 
+_SIGNS = {
+    "greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than", "less_than_equal": "at most",
+}  # fmt: skip
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -75,7 +78,8 @@ def load_bytes(raw: bytes, path: Path, *, data_dir: Path | None = None, built_on
         for index, look in enumerate(recipe.inspect):
             if find_bundle(look.bundle, path, data_dir) is None:
                 where = ", ".join(str(place) for place in bundle_places(look.bundle, path, data_dir))
-                found.append((("recipes", name, "inspect", index, "bundle"), f"no bundle {look.bundle}", f"put it at one of {where}"))
+                place = ("recipes", name, "inspect", index, "bundle")
+                found.append((place, f"no bundle {look.bundle}", f"put it at one of {where}"))
     if found:
         raise ConfigError(_sorted([_place(path, document, where, what, instead) for where, what, instead in found]))
     return station
@@ -123,7 +127,8 @@ def _settings_path(location: tuple[Any, ...], document: reader.Document) -> tupl
     for step in location:
         if step == "[key]":
             break
-        if (*path, step) in document.values or step == location[-1] and not str(step).startswith(("constrained", "literal", "float")):
+        branch = str(step).startswith(("constrained", "literal", "float"))
+        if (*path, step) in document.values or (step == location[-1] and not branch):
             path = (*path, step)
     return path
 
@@ -138,12 +143,11 @@ def _words(error: ErrorDetails, path: tuple[Any, ...]) -> tuple[str, str]:
         return "is missing", "it is required: write it"
     if kind == "literal_error":
         expected = context.get("expected", "")
-        near = difflib.get_close_matches(str(given), [word.strip("' ") for word in expected.replace(" or ", ", ").split(", ")], 1, 0.5)
+        words = [word.strip("' ") for word in expected.replace(" or ", ", ").split(", ")]
+        near = difflib.get_close_matches(str(given), words, 1, 0.5)
         return f"{given!r} is not one of the words allowed", (f"did you mean {near[0]}? " if near else "") + f"write {expected}"
-    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        limit = next(iter(context.values()))
-        sign = {"greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than", "less_than_equal": "at most"}[kind]
-        return f"{given} is out of range", f"write {sign} {limit}"
+    if kind in _SIGNS:
+        return f"{given} is out of range", f"write {_SIGNS[kind]} {next(iter(context.values()))}"
     if kind == "value_error":
         what, _, instead = str(context.get("error", error["msg"])).partition("; ")
         return what, instead or "correct it"

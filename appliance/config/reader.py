@@ -65,7 +65,8 @@ def _guard(text: str) -> None:
     """Walk the events (a flat stream: no recursion) before anything is built from them."""
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        mark = Mark(event.start_mark.line + 1, event.start_mark.column + 1)
+        start: Any = event.start_mark
+        mark = Mark(start.line + 1, start.column + 1)
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
@@ -95,8 +96,9 @@ def _plain(node: yaml.Node, path: Path, document: Document) -> Any:
             key = key_node.value
             if key in result:
                 raise ReadError(f"{key} stands here a second time; keep one of the two", mark)
-            document.keys[(*path, key)] = mark
-            result[key] = _plain(value_node, (*path, key), document)
+            below = (*path, key)
+            document.keys[below] = mark
+            result[key] = _plain(value_node, below, document)
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*path, index), document) for index, item in enumerate(node.value)]

@@ -50,7 +50,7 @@ class InspectBuild:
 class CameraThread(threading.Thread):
     """Waits for one camera's frames and hands them to the judge; opens it again when it is lost."""
 
-    def __init__(self, camera: Camera, memory: FrameMemory, hand_over: Callable[[str, "Frame | CameraLost"], None]) -> None:
+    def __init__(self, camera: Camera, memory: FrameMemory, hand_over: Callable[[str, Frame | CameraLost], None]) -> None:
         super().__init__(name=f"camera-{camera.name}", daemon=True)
         self._camera, self._memory, self._hand_over = camera, memory, hand_over
         self.stopping = threading.Event()

@@ -83,7 +83,7 @@ class Matcher:
         found = []
         while self._parts and self._ready(self._parts[0], now_ns):
             found.append(self._answer(self._parts.popleft()))
-        while self._frames and now_ns - self._frames[0].time_ns > _KEEP_NS:
+        while self._frames and now_ns - self._frames[0].time_ns >= _KEEP_NS:
             self._frames.popleft().release()
             self.counts["stray"] += 1
         return found
@@ -106,7 +106,11 @@ class Matcher:
         return abs(frame.time_ns - waiting.expected_ns) <= self._match_ns
 
     def _window_end(self, waiting: _Waiting) -> int:
-        return waiting.expected_ns + self._match_ns if self._wait_for_second else 0
+        """When a second candidate would have arrived, were there one: it travels as long as the first did."""
+        if not self._wait_for_second:
+            return 0
+        first = waiting.frames[0]
+        return waiting.expected_ns + self._match_ns + max(0, min(first.arrived_ns - first.time_ns, self._match_ns))
 
     def _ready(self, waiting: _Waiting, now_ns: int) -> bool:
         if waiting.frames:

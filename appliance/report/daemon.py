@@ -211,7 +211,8 @@ class Reportd:
             if topic in told:
                 continue
             told.add(topic)
-            broker.publish(f"{self._build.station}/{topic}", self.reporter.retained[topic], qos=0 if topic == "health" else 1, retain=True)
+            qos = 0 if topic == "health" else 1
+            broker.publish(f"{self._build.station}/{topic}", self.reporter.retained[topic], qos=qos, retain=True)
         self.outbox.send(broker)
 
     def _command(self, arrived: Any) -> None:

@@ -111,7 +111,7 @@ class Ledger:
         self._links.update(durable)
         self._cursors.update(self._pending_cursors)
         self._pending_cursors = {}
-        for _, kind, _, run, verdict, body, _ in self._pending:
+        for _, kind, _, run, verdict, _, _ in self._pending:
             if run and run != self.run:
                 self._begin_run(run)
             if kind == "part" and verdict is not None:

@@ -10,10 +10,12 @@ def as_text(station: str, retained: dict[str, bytes]) -> str:
     """A plain view of state, counters, raised alarms and recipe."""
     told: dict[str, Any] = {topic: _read(body) for topic, body in retained.items()}
     state = told.get("state") or {}
-    lines = [f"{station}: {told.get('available', 'unknown')}, state {state.get('state', 'unknown')} {state.get('reason') or ''}".rstrip()]
+    standing = f"state {state.get('state', 'unknown')} {state.get('reason') or ''}".rstrip()
+    lines = [f"{station}: {told.get('available', 'unknown')}, {standing}"]
     counters = told.get("counters") or {}
     lines.append("  " + "  ".join(f"{name} {counters[name]}" for name in counters if name not in ("run", "unconfirmed")))
-    lines += [f"  ALARM {topic[6:]}: {body['text']}" for topic, body in told.items() if topic.startswith("alarm/") and body.get("raised")]
+    alarms = {topic[6:]: body for topic, body in told.items() if topic.startswith("alarm/") and body.get("raised")}
+    lines += [f"  ALARM {code}: {body['text']}" for code, body in alarms.items()]
     recipe = told.get("recipe") or {}
     if recipe:
         lines.append(f"  recipe {recipe.get('name')} ({recipe.get('number')}), inspectd {recipe.get('state')}")

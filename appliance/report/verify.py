@@ -43,7 +43,8 @@ def _broken(row: Row, wanted_seq: int, prev: str) -> str | None:
         return f"broken: {name}: its text is not canonical"
     if entry.get("prev") != prev:
         return f"broken: {name}: it does not follow the entry before it"
-    columns = (entry.get("seq"), "part" if "part" in entry else "event", entry.get("part"), entry.get("run"), entry.get("verdict"))
+    told = "part" if "part" in entry else "event"
+    columns = (entry.get("seq"), told, entry.get("part"), entry.get("run"), entry.get("verdict"))
     if columns != (seq, kind, part, run, verdict):
         return f"broken: {name}: a column differs from its text"
     return None
