@@ -1,0 +1,32 @@
+"""README stays true: its commands are commands, its files are files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from appliance.__main__ import _parser
+from appliance.twin.trouble import parse
+
+PROJECT = Path(__file__).resolve().parents[1]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    appliance ")]
+ROOMS = ("", "appliance", "appliance/devices", "appliance/model", "appliance/inspect", "appliance/reject")
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_each_command_line_is_understood(line: str) -> None:
+    options = _parser().parse_args(shlex.split(line)[1:])
+    for fault in getattr(options, "fault", []):
+        assert parse(fault).name in line
+
+
+def test_there_are_commands_and_each_file_it_names_is_there() -> None:
+    assert len(COMMANDS) >= 6
+    named = re.findall(r"`([a-z_/-]+\.(?:py|yaml|lock|sh))`", README)
+    assert len(named) > 20
+    missing = [name for name in named if not any((PROJECT / room / name).exists() for room in ROOMS)]
+    assert set(missing) <= {"mine.yaml"}
