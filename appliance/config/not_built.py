@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from appliance.config.schema import Station
 
 INSTEAD = "leave it out"
+
+
+def _changed(section: BaseModel, setting: str) -> bool:
+    """Whether a setting was given a value other than its default."""
+    return bool(getattr(section, setting) != type(section).model_fields[setting].default)
 
 
 def not_built(station: Station) -> list[tuple[tuple[Any, ...], str, str]]:
@@ -24,10 +31,16 @@ def not_built(station: Station) -> list[tuple[tuple[Any, ...], str, str]]:
         built = camera.source.scheme in ("folder", "twin")
         refuse(not built, "cameras", name, "source", instead="write folder:///path or twin://NAME, or rehearse this file")
         refuse(camera.strobe, "cameras", name, "strobe")
-        refuse(camera.white_balance != (1.0, 1.0, 1.0), "cameras", name, "white_balance")
+        for setting in ("white_balance", "exposure_us", "gain"):  # neither a folder nor the twin has a sensor to set
+            refuse(_changed(camera, setting), "cameras", name, setting)
     refuse(station.trigger.input.scheme in ("gpio", "modbus"), "trigger", "input", instead="write twin://NAME or frame")
     refuse(station.transport.encoder, "transport", "encoder", instead="write speed_mm_s")
     refuse(station.transport.running, "transport", "running")
+    refuse(_changed(station.transport, "stopped_after_ms"), "transport", "stopped_after_ms")
+    for setting in ("unconfirmed", "unexpected"):  # nothing confirms yet, so nothing is counted
+        refuse(_changed(station.alarms, setting), "alarms", setting)
+    for setting in ("keep_days", "quota_gb"):  # nothing is pruned yet
+        refuse(_changed(station.storage.ledger, setting), "storage", "ledger", setting)
     refuse(station.reject.output.scheme != "twin", "reject", "output", instead="write twin://NAME, or rehearse this file")
     refuse(station.reject.confirm, "reject", "confirm")
     refuse(station.reject.gate_eye, "reject", "gate_eye")

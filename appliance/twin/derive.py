@@ -20,7 +20,8 @@ def derive(file: Path, folder: Path, *, broker: str, speed_mm_s: float | None = 
         raise ValueError(str(why)) from why
     for name, camera in document["cameras"].items():
         camera["source"] = f"twin://{name}" + ("?photographs=1" if photographs else "")
-        camera.pop("strobe", None)
+        for setting in ("strobe", "exposure_us", "gain", "white_balance"):  # of a sensor that is not there
+            camera.pop(setting, None)
     if document["trigger"]["input"] not in ("frame",):
         document["trigger"]["input"] = "twin://eye"
     document["reject"]["output"] = "twin://gate"
