@@ -210,6 +210,12 @@ class _Connection(ServerRequestHandler):
                 self._requests.append(self.last_pdu)
         return used
 
+    def send(self, data: bytes, addr: tuple[Any, ...] | None = None) -> None:
+        """pymodbus forgets what has come of the next request when it answers this one; a segment may end anywhere."""
+        begun = self.recv_buffer
+        super().send(data, addr)
+        self.recv_buffer = begun
+
     async def handle_request(self) -> None:
         """Called once for each request; nothing in it waits, so they are answered in order."""
         self.last_pdu = request = self._requests.popleft() if self._requests else None
