@@ -126,7 +126,7 @@ def _one_role(role: str, station: object, paths: Paths) -> int:
     from appliance.report.ledger import LedgerError
 
     try:
-        return report_main(wiring.report_build(station, paths), paths, clock)  # type: ignore[arg-type]
+        return report_main(wiring.report_build(station, clock), paths, clock)  # type: ignore[arg-type]
     except LedgerError as why:
         raise ValueError(str(why)) from why
 

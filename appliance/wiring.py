@@ -206,13 +206,21 @@ def any_size(source: Address) -> bool:
 # --- reportd -----------------------------------------------------------------------------------------------
 
 
-def report_build(station: Station, paths: Paths) -> ReportBuild:
+def report_build(station: Station, clock: Clock) -> ReportBuild:
     """All that reportd needs."""
     from appliance.report.daemon import ReportBuild
 
     commands = frozenset(station.mqtt.commands if station.mqtt else ())
     broker = partial(publisher_of, station, "report", sorted(commands)) if station.mqtt else None
-    return ReportBuild(station.station, station.simulated, broker, commands, station.digest)
+    plc = partial(_plc_server, station.modbus, clock) if station.modbus else None
+    return ReportBuild(station.station, station.simulated, broker, commands, station.digest, station.crc32, plc)
+
+
+def _plc_server(modbus: Any, clock: Clock, registers: Any) -> Any:
+    from appliance.devices.plc_server import PlcServer
+
+    host, port = modbus.address
+    return PlcServer(registers, clock, host, port, modbus.clients)
 
 
 def publisher_of(station: Station, role: str, commands: list[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -66,10 +67,29 @@ def _trigger(text: Any) -> Address:
     return parse(text, "trigger input (or modbus, or frame)", LINE)
 
 
+def _listen(text: Any) -> str:
+    """Raises ValueError."""
+    host, colon, port = str(text).rpartition(":")
+    if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(f"{text!r} is no address and port; write for example 127.0.0.1:1502")
+    return f"{_ip(host)}:{int(port)}"
+
+
+def _ip(text: Any) -> str:
+    """IPv4: what the PLC's server listens on. Raises ValueError."""
+    try:
+        return str(ipaddress.IPv4Address(str(text)))
+    except ValueError:
+        raise ValueError(f"{text!r} is no IPv4 address; write for example 192.168.0.10") from None
+
+
 def _role(validate: Callable[[Any], Address]) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
     return PlainValidator(validate), PlainSerializer(lambda v: v.text), WithJsonSchema({"type": "string"})
 
 
+_TEXT = WithJsonSchema({"type": "string"})
+ListenAddress = Annotated[str, PlainValidator(_listen), _TEXT]
+ClientAddress = Annotated[str, PlainValidator(_ip), _TEXT]
 _CAMERA = _role(lambda v: parse(v, "camera", CAMERA))
 _LINE = _role(lambda v: parse(v, "digital line", LINE))
 CameraAddress = Annotated[Address, _CAMERA[0], _CAMERA[1], _CAMERA[2]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -70,6 +71,7 @@ def load_bytes(raw: bytes, path: Path, *, data_dir: Path | None = None, built_on
     except ValidationError as why:
         raise ConfigError(_sorted([_told(error, document, path) for error in why.errors()])) from why
     station._file = str(path)
+    station._crc32 = zlib.crc32(raw)
     station._digest = "sha256:" + hashlib.sha256(raw).hexdigest()
     found = crosscheck(station)
     if built_only:

@@ -50,7 +50,6 @@ def not_built(station: Station) -> list[tuple[tuple[Any, ...], str, str]]:
     for name, line in station.inputs:
         refuse(line, "inputs", name)
     refuse(station.challenge, "challenge")
-    refuse(station.modbus, "modbus")
     refuse(station.storage.ledger.durable == "strict", "storage", "ledger", "durable", instead="write group")
     refuse(station.signature == "require", "signature", instead="write warn")
     if station.mqtt:

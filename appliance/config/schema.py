@@ -6,7 +6,14 @@ from typing import Annotated, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from appliance.config.addresses import BrokerAddress, CameraAddress, LineAddress, TriggerAddress
+from appliance.config.addresses import (
+    BrokerAddress,
+    CameraAddress,
+    ClientAddress,
+    LineAddress,
+    ListenAddress,
+    TriggerAddress,
+)
 
 Share = Annotated[float, Field(ge=0, le=1, description="0 to 1")]
 Mm = Annotated[float, Field(gt=0, le=100_000, description="millimetres")]
@@ -223,8 +230,14 @@ class Mqtt(Section):
 class Modbus(Section):
     """PLC side server."""
 
-    listen: str = "127.0.0.1:1502"
-    clients: tuple[str, ...] = ()
+    listen: ListenAddress = Field("127.0.0.1:1502", description="address of this box and port; 0.0.0.0 = all networks")
+    clients: tuple[ClientAddress, ...] = Field((), description="IP addresses that may write; empty = any")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port)."""
+        host, _, port = self.listen.rpartition(":")
+        return host, int(port)
 
 
 class LedgerStore(Section):
@@ -276,6 +289,7 @@ class Station(Section):
 
     _file: str = PrivateAttr("")
     _digest: str = PrivateAttr("")
+    _crc32: int = PrivateAttr(0)
 
     @property
     def file(self) -> str:
@@ -286,6 +300,11 @@ class Station(Section):
     def digest(self) -> str:
         """``sha256:`` of the file's bytes."""
         return self._digest
+
+    @property
+    def crc32(self) -> int:
+        """Of the file's bytes, for the PLC."""
+        return self._crc32
 
     @property
     def recipe(self) -> Recipe:

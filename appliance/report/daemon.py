@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from appliance.link import Listener, SocketLink, connect
-from appliance.messages import Ack, Command, Event, Hello, Message, PartClosed, Reply, Status
+from appliance.messages import Ack, Command, Event, Hello, InspectState, Message, PartClosed, Reply, Status
 from appliance.paths import Paths
 from appliance.ports import Clock, LinkClosed, Publisher
 from appliance.report.ledger import Ledger
 from appliance.report.outbox import Outbox
+from appliance.report.plc import PlcMap
+from appliance.report.plc_commands import PLC_ID
 from appliance.report.reporter import Reporter
 
 log = logging.getLogger("appliance.report")
@@ -45,15 +47,25 @@ class BrokerLink(Publisher, Protocol):
     def close(self) -> None: ...
 
 
+class PlcServing(Protocol):
+    """The PLC's server with a life: what devices/plc_server gives. ``reason``: why it does not listen, "" = it does."""
+
+    reason: str
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class ReportBuild:
-    """What wiring hands over. ``broker`` None: no MQTT. ``commands``: verbs accepted over it."""
+    """What wiring hands over. ``broker`` None: no MQTT. ``commands``: verbs accepted over it. ``plc`` None: no Modbus."""
 
     station: str
     simulated: bool
     broker: Callable[[], BrokerLink] | None
     commands: frozenset[str]
     config_digest: str
+    config_crc32: int = 0
+    plc: Callable[[PlcMap], PlcServing] | None = None
 
 
 class Reportd:
@@ -69,6 +81,10 @@ class Reportd:
         self._reject: SocketLink | None = None
         self._reject_journal = ""
         self._broker = build.broker() if build.broker else None
+        self._plc_map = PlcMap(simulated=build.simulated, config_crc32=build.config_crc32)
+        self._plc_map.on_counts(self.ledger.counts)
+        self._run_before = self.ledger.run if self.ledger.counts["triggers"] else ""
+        self._plc = build.plc(self._plc_map) if build.plc else None
         self._retry_ns = self._health_ns = 0
         self._ceiling = 0
         self._replies: OrderedDict[str, bytes] = OrderedDict()
@@ -95,6 +111,7 @@ class Reportd:
         for event in self.reporter.take_late_images():
             self._own_event("image", event.data)
         self._acknowledge(self.reporter.step(now_ns))
+        self._plc_step(now_ns)
         self._watch_wall_clock(now_ns)
         self._health(now_ns)
         self._publish()
@@ -107,6 +124,8 @@ class Reportd:
             self._read(self._clock.now_ns())
             self._acknowledge(self.reporter.step(self._clock.now_ns()))
         self._acknowledge(self.reporter.drain(self._clock.now_ns()))
+        if self._plc:
+            self._plc.close()
         while self._broker and self._broker.connected and self.outbox.backlog and self._clock.now_ns() < end_ns:
             self._publish()
             select.select([self._broker], [], [], 0.05)
@@ -157,7 +176,10 @@ class Reportd:
 
     def _hear(self, link: SocketLink, message: Message, now_ns: int) -> None:
         if isinstance(message, Reply):
-            self._answer(message.id, message.ok, message.text)
+            if message.id.startswith(PLC_ID):
+                self._plc_map.on_reply(message)
+            else:
+                self._answer(message.id, message.ok, message.text)
             return
         journal = self._links[link]
         if isinstance(message, (PartClosed, Event)) and self.ledger.seen(journal, message.n):
@@ -165,6 +187,9 @@ class Reportd:
             return
         if isinstance(message, Status):
             self._raise_ceiling(message.next_part)
+            self._plc_status(message)
+        elif isinstance(message, InspectState):
+            self._plc_map.on_inspect(message)
         self.reporter.on_message(message, journal, now_ns)
 
     def _lost(self, link: SocketLink) -> None:
@@ -174,6 +199,7 @@ class Reportd:
             log.warning("rejectd is gone")
             self._reject = None
             self.reporter.rejectd_gone()
+            self._plc_map.on_rejectd_gone()
 
     def _acknowledge(self, durable: dict[str, int]) -> None:
         for link, journal in list(self._links.items()):
@@ -234,14 +260,17 @@ class Reportd:
             return
         self._asked[command_id] = (reply_topic, arrived.correlation)
         arguments = {key: value for key, value in body.items() if key != "id"}
-        sent = False
-        if self._reject:
-            try:
-                sent = self._reject.send(Command(command_id, verb, arguments, "mqtt"))
-            except LinkClosed:
-                sent = False
-        if not sent:
+        if command_id.startswith(PLC_ID):
+            self._answer(command_id, False, f"ids that begin with {PLC_ID} are the PLC's; take another")
+        elif not self._tell_rejectd(Command(command_id, verb, arguments, "mqtt")):
             self._answer(command_id, False, "rejectd does not answer; try again")
+
+    def _tell_rejectd(self, command: Command) -> bool:
+        """Whether it was handed over."""
+        try:
+            return self._reject is not None and self._reject.send(command)
+        except LinkClosed:
+            return False  # the next read finds it closed
 
     def _answer(self, command_id: str, ok: bool, text: str) -> None:
         topic, correlation = self._asked.pop(command_id, (f"{self._build.station}/reply", None))
@@ -251,6 +280,29 @@ class Reportd:
             self._replies.popitem(last=False)
         if self._broker:
             self._broker.reply(topic, body, correlation)
+
+    # --- PLC ---------------------------------------------------------------------------------------------------
+
+    def _plc_status(self, status: Status) -> None:
+        if status.run == self._run_before:
+            self._plc_map.on_results_lost()  # we were away within this run
+        self._run_before = ""
+        self._plc_map.on_status(status)
+
+    def _plc_step(self, now_ns: int) -> None:
+        """The map follows the disk: a PLC never reads what a power cut could take back."""
+        committed = self.reporter.take_committed()
+        if self._plc is None:
+            return
+        if committed:
+            self._plc_map.on_counts(self.ledger.counts)
+            for seq, part in committed:
+                self._plc_map.on_record(seq, part)
+        self._plc_map.step(now_ns, self._clock.quality())
+        self.reporter.own_alarm("plc_lost", self._plc_map.plc_lost, "")
+        for command in self._plc_map.commands(now_ns):
+            if not self._tell_rejectd(command):
+                self._plc_map.not_sent(command.id)
 
     # --- own duties --------------------------------------------------------------------------------------------
 
@@ -280,7 +332,8 @@ class Reportd:
         own = {
             "disk_free_gb": round(disk.free / 1e9, 2), "load_1min": round(os.getloadavg()[0], 2),
             "mqtt_backlog": self.outbox.backlog, "ledger_waiting": self.ledger.waiting,
-            "broker": self._broker.reason if self._broker else "none", "clock": self._clock.quality(),
+            "broker": self._broker.reason if self._broker else "none",
+            "modbus": self._plc.reason if self._plc else "none", "clock": self._clock.quality(),
         }  # fmt: skip
         self.reporter.put("health", self.reporter.health(own))
 

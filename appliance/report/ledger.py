@@ -62,11 +62,12 @@ class Ledger:
         """Whether message ``n`` of a journal is here already (committed, or waiting to be)."""
         return n <= max(self._links.get(journal, 0), self._pending_links.get(journal, 0))
 
-    def append_part(self, journal: str, part: PartClosed, detail: Detail | None, images: list[Stored]) -> None:
-        """A part's record; counted when committed."""
+    def append_part(self, journal: str, part: PartClosed, detail: Detail | None, images: list[Stored]) -> int:
+        """A part's record; counted when committed. Returns its ``seq``."""
         record = part_record(part, detail, images, self.station, self._simulated)
         self._append(record, "part", part.part, part.run, part.verdict)
         self._pending_links[journal] = part.n
+        return self._seq
 
     def append_event(self, journal: str | None, event: Event) -> None:
         """An event; ``journal`` None for reportd's own."""

@@ -38,11 +38,11 @@ _FIRST_RESERVED = 10
 
 class PlcMap:
     """Called by two threads, reportd's loop and the Modbus server's: each public method is one step under one lock,
-    so a request sees a result and the counters whole. ``overrun``: results of this run may have been lost before."""
+    so a request sees a result and the counters whole."""
 
-    def __init__(self, *, simulated: bool, config_crc32: int, overrun: bool) -> None:
+    def __init__(self, *, simulated: bool, config_crc32: int) -> None:
         self._lock = Lock()
-        self._simulated, self._config_crc32, self._overrun = simulated, config_crc32, overrun
+        self._simulated, self._config_crc32, self._overrun = simulated, config_crc32, False
         self._commands = PlcCommands()
         self._holding = [0] * HOLDINGS
         self._status: Status | None = None
@@ -85,6 +85,11 @@ class PlcMap:
         """The ledger's counts of committed parts: the six verdicts, triggers, unconfirmed."""
         with self._lock:
             self._counts = dict(counts)
+
+    def on_results_lost(self) -> None:
+        """Results of this run were never shown: reportd was away."""
+        with self._lock:
+            self._overrun = True
 
     def on_rejectd_gone(self) -> None:
         """The link to rejectd broke."""

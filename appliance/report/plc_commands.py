@@ -16,6 +16,7 @@ BAD_VALUE, NOT_NOW = 3, 6  # Modbus exceptions
 
 ANSWER_NS = 1_000_000_000  # rejectd answers within a turn of its loop; after this the answer was lost with its socket
 ASK_AGAIN_NS = 100_000_000
+PLC_ID = "plc:"  # how our commands' ids begin; no one else's may
 HELD_BY = "held by "  # how rejectd's state tells whose hold it is
 
 
@@ -160,7 +161,7 @@ class PlcCommands:
 
     def _ask(self, verb: str, source: str, hold: str | None, now_ns: int) -> Command:
         self._number += 1
-        command = Command(f"plc-{self._number}", verb, {}, source)
+        command = Command(f"{PLC_ID}{self._number}", verb, {}, source)
         self._asked[command.id] = _Asked(hold, now_ns + ANSWER_NS)
         return command
 

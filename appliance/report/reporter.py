@@ -41,6 +41,7 @@ class Reporter:
         self._commit_ns = 0
         self._health: dict[str, dict[str, Any]] = {}
         self._late_images: deque[Event] = deque()
+        self._recorded: deque[tuple[int, PartClosed]] = deque()
         self._alarms: set[str] = set()
 
     def on_message(self, message: Message, journal: str, now_ns: int) -> None:
@@ -79,10 +80,7 @@ class Reporter:
         durable = self.ledger.commit()
         if durable and (self.ledger.counts.get("triggers"), self.ledger.run) != before:
             self.put_counters()
-        if self.ledger.trouble and "ledger_disk_full" not in self._alarms:
-            self._own_alarm("ledger_disk_full", True, self.ledger.trouble)
-        elif not self.ledger.trouble and "ledger_disk_full" in self._alarms:
-            self._own_alarm("ledger_disk_full", False, "")
+        self.own_alarm("ledger_disk_full", bool(self.ledger.trouble), self.ledger.trouble or "")
         return durable
 
     def drain(self, now_ns: int) -> dict[str, int]:
@@ -116,6 +114,13 @@ class Reporter:
         self.status = None
         self.put("state", {"state": "fault", "reason": "rejectd does not answer", "since": None, "progress": 0.0})
 
+    def own_alarm(self, code: str, raised: bool, what: str) -> None:
+        """An alarm of reportd's own, told when it changes."""
+        if raised == (code in self._alarms):
+            return
+        (self._alarms.add if raised else self._alarms.discard)(code)
+        self.put(f"alarm/{code}", {"raised": raised, "latched": False, "text": what, "since": None})
+
     def health(self, own: dict[str, Any]) -> dict[str, Any]:
         """The health topic's payload."""
         return {**self._health, "report": own}
@@ -137,7 +142,7 @@ class Reporter:
             self.ledger.append_event(journal, message)
             return
         told = self._told.pop(message.part, None) or _Told()
-        self.ledger.append_part(journal, message, told.detail, told.images)
+        self._recorded.append((self.ledger.append_part(journal, message, told.detail, told.images), message))
         if told.detail is not None and not told.whole:
             told.closed = True
             self._told[message.part] = told
@@ -159,6 +164,13 @@ class Reporter:
         self._late_images.clear()
         return events
 
+    def take_committed(self) -> list[tuple[int, PartClosed]]:
+        """(seq, part) of the records that came on disk since the last call."""
+        committed = []
+        while self._recorded and self._recorded[0][0] <= self.ledger.committed_seq:
+            committed.append(self._recorded.popleft())
+        return committed
+
     # --- topics ----------------------------------------------------------------------------------------------
 
     def _on_status(self, status: Status) -> None:
@@ -178,7 +190,3 @@ class Reporter:
     def _on_inspect(self, state: InspectState) -> None:
         recipe = {"name": state.recipe, "number": state.recipe_number, "digest": state.recipe_digest}
         self.put("recipe", {**recipe, "state": state.state, "reason": state.reason, "models": state.models})
-
-    def _own_alarm(self, code: str, raised: bool, what: str) -> None:
-        (self._alarms.add if raised else self._alarms.discard)(code)
-        self.put(f"alarm/{code}", {"raised": raised, "latched": False, "text": what, "since": None})

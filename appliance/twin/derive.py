@@ -11,8 +11,10 @@ from appliance.config import Station, load
 from appliance.config.reader import ReadError, read
 
 
-def derive(file: Path, folder: Path, *, broker: str, speed_mm_s: float | None = None, photographs: bool = False) -> Path:
-    """Writes ``folder``/station.yaml and links the bundles beside it. Raises ConfigError for a file that is not valid."""
+def derive(
+    file: Path, folder: Path, *, broker: str, speed_mm_s: float | None = None, photographs: bool = False, modbus: str | None = None,
+) -> Path:  # fmt: skip
+    """Writes ``folder``/station.yaml, its PLC's server on ``modbus`` or nowhere, and links the bundles beside it. Raises ConfigError for a file that is not valid."""
     load(file, built_only=False)
     try:
         document: dict[str, Any] = read(file.read_bytes()).data
@@ -30,6 +32,9 @@ def derive(file: Path, folder: Path, *, broker: str, speed_mm_s: float | None = 
     mqtt = document.get("mqtt") or {}
     mqtt = {"broker": broker, "commands": sorted({*mqtt.get("commands", []), "clear"})}
     document["mqtt"] = mqtt
+    document.pop("modbus", None)
+    if modbus:
+        document["modbus"] = {"listen": modbus}
     if speed_mm_s is not None:
         document["transport"]["speed_mm_s"] = speed_mm_s
         document["transport"]["max_speed_mm_s"] = max(speed_mm_s, document["transport"].get("max_speed_mm_s", 800))

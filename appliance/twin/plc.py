@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pymodbus.client import ModbusTcpClient
@@ -13,6 +14,7 @@ from appliance.ports import Clock
 POLL_NS = 50_000_000  # a PLC of the plain kind
 TIMEOUT_S = 0.3
 _PROBLEMS_KEPT = 20
+_RESULTS_PER_POLL = 8
 _READ = 65  # INPUT 0-64 in one request: what is read together belongs together
 _ACK = 8
 _ENABLE = 1
@@ -22,10 +24,12 @@ _VERDICTS = ("none", "pass", "fail", "review", "blind", "late", "missed")
 
 @dataclass
 class Figures:
-    """What the PLC saw. ``errors``: polls without an answer, refused, or with registers that contradict each other."""
+    """What the PLC saw. ``errors``: polls without an answer, refused, or with registers that contradict each other;
+    ``contradictions``: the last of these alone, which no fault excuses."""
 
     polls: int = 0
     errors: int = 0
+    contradictions: int = 0
     problems: list[str] = field(default_factory=list)
     results: dict[int, tuple[int, str]] = field(default_factory=dict)
     """sequence -> (part, verdict)"""
@@ -37,7 +41,11 @@ class Figures:
 
 
 class PlcFailure(Exception):
-    """A poll that went wrong, and how."""
+    """A poll that was refused."""
+
+
+class Contradiction(PlcFailure):
+    """Registers that cannot all be true."""
 
 
 class Plc:
@@ -51,6 +59,11 @@ class Plc:
         self._beat = 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plc", daemon=True)
+
+    def wait_for(self, counts: Mapping[str, int], timeout_s: float) -> bool:
+        """Whether the registers came to show these counts in time."""
+        with self.changed:
+            return self.changed.wait_for(lambda: all(counts.get(key) == n for key, n in self.figures.counts.items()), timeout_s)
 
     def start(self) -> None:
         """Begin to poll."""
@@ -76,9 +89,14 @@ class Plc:
             self.figures.polls += 1
             try:
                 self._talk()
-                registers = self._read()
-                self._check(registers)
-                self._take_result(registers)
+                for _ in range(_RESULTS_PER_POLL):
+                    registers = self._read()
+                    self._check(registers)
+                    if not self._take_result(registers):
+                        break
+            except Contradiction as why:
+                self.figures.contradictions += 1
+                self._note(str(why))
             except PlcFailure as why:
                 self._note(str(why))
             except (ModbusException, OSError) as why:
@@ -108,23 +126,24 @@ class Plc:
 
     def _check(self, registers: list[int]) -> None:
         if registers[60:63] != [0x1234, 0x1234, 0x5678]:
-            raise PlcFailure(f"the byte-order test reads {registers[60:63]}")
+            raise Contradiction(f"the byte-order test reads {registers[60:63]}")
         triggers, *verdicts = (_u32(registers, at) for at in range(20, 34, 2))
         self.figures.counts = dict(zip(("triggers", *_VERDICTS[1:]), (triggers, *verdicts)))
         if triggers != sum(verdicts):
-            raise PlcFailure(f"the sums do not hold: {self.figures.counts}")
+            raise Contradiction(f"the sums do not hold: {self.figures.counts}")
 
-    def _take_result(self, registers: list[int]) -> None:
-        """Each shown result once; acknowledged by its sequence, so that the next is shown."""
+    def _take_result(self, registers: list[int]) -> bool:
+        """Each shown result once; acknowledged by its sequence, so that the next is shown. False: there was none."""
         if not registers[2] & _RESULT_VALID:
-            return
+            return False
         sequence, part, number = _u32(registers, 10), _u32(registers, 12), registers[14]
         if not 1 <= number < len(_VERDICTS):
-            raise PlcFailure(f"result {sequence} has verdict number {number}")
+            raise Contradiction(f"result {sequence} has verdict number {number}")
         verdict = _VERDICTS[number]
         if self.figures.results.setdefault(sequence, (part, verdict)) != (part, verdict):
-            raise PlcFailure(f"result {sequence} changed from {self.figures.results[sequence]} to {(part, verdict)}")
+            raise Contradiction(f"result {sequence} changed from {self.figures.results[sequence]} to {(part, verdict)}")
         self._write(_ACK, [sequence & 0xFFFF])
+        return True
 
 
 def _u32(registers: list[int], at: int) -> int:

@@ -23,12 +23,14 @@ from appliance.paths import Paths
 from appliance.supervisor import Supervisor
 from appliance.twin.derive import derive, faster, pitch_and_speed
 from appliance.twin.mes import Mes, Network
+from appliance.twin.plc import Figures, Plc
 from appliance.twin.result import Result, read_ledger, read_truth, settle
 from appliance.twin.score import percentiles
 from appliance.twin.trouble import Trouble
 
 SHIPPED = Path(__file__).with_name("station.yaml")
 _READY_S = 60.0
+_PLC_S = 5.0
 _AFTER_FAULT_NS = 5_000_000_000
 
 
@@ -79,17 +81,18 @@ class _Rehearsal:
 
     def run(self) -> Result:
         options = self._options
-        broker_port = _free_port()
+        broker_port, plc_port = _free_port(), _free_port()
         broker = start_broker(broker_port)
         processes: list[subprocess.Popen[bytes]] = [broker]
         supervisor: Supervisor | None = None
-        network = mes = None
+        network = mes = plc = None
         try:
             _wait_for_port(broker_port, broker)
             network = Network(broker_port)
             file = derive(
                 options.file, self._folder, broker=f"mqtt://127.0.0.1:{network.port}",
                 speed_mm_s=self._speed_mm_s if self._raised else None, photographs=options.good is not None,
+                modbus=f"127.0.0.1:{plc_port}",
             )  # fmt: skip
             station = load(file, data_dir=self._paths.data)
             mes = Mes(broker_port, station.station)
@@ -98,20 +101,28 @@ class _Rehearsal:
             supervisor = Supervisor(file, self._paths, verbose=options.verbose)
             supervisor.start()
             self._wait_running(mes, supervisor)
+            plc = Plc(plc_port, self._clock)
+            plc.start()
             control = self._control()
             steal = _steal_ticks()
             self._drive(control, mes, network, supervisor)
             self._wait_settled(mes, supervisor)
             steal = _steal_ticks() - steal
+            plc_agrees = plc.wait_for(mes.retained.get("counters") or {}, _PLC_S)
+            figures = plc.close()
             supervisor.stop()
             supervisor = None
             mes.wait_for(lambda m: m.retained.get("available") == "stopped", 3.0)
             twin.send_signal(signal.SIGTERM)
             twin.wait(5)
-            return self._result(station, mes, steal)
+            result = self._result(station, mes, steal)
+            self._add_plc(result, figures, plc_agrees)
+            return result
         finally:
             if supervisor:
                 supervisor.stop()
+            if plc:
+                plc.close()
             if mes:
                 mes.close()
             if network:
@@ -261,6 +272,20 @@ class _Rehearsal:
         errors = [abs(r["actuation"]["error_us"]) for r in records if r["actuation"]["error_us"] is not None]
         result.actuation_error_us = percentiles([float(error) for error in errors])
         return result
+
+
+    def _add_plc(self, result: Result, plc: Figures, agrees: bool) -> None:
+        """What the PLC read must be what the books say; a poll may go unanswered only while a fault is provoked."""
+        result.modbus = plc.as_json()
+        records, *_ = read_ledger(self._paths.ledger_file)
+        booked = {entry["seq"]: (entry["part"], entry["verdict"]) for entry in records}
+        wrong = [seq for seq, told in plc.results.items() if booked.get(seq) != told]
+        if wrong:
+            result.problems.append(f"the PLC was told {len(wrong)} results that are not in the books: {wrong[:5]}")
+        if not agrees:
+            result.problems.append(f"the PLC's counters are not the ledger's: {plc.counts}")
+        if plc.contradictions or (plc.errors and not self._options.faults):
+            result.problems += [f"PLC: {problem}" for problem in plc.problems[:5]]
 
 
 def _state(mes: Mes) -> str:

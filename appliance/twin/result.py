@@ -27,6 +27,7 @@ class Result:
     actuation_error_us: dict[str, Any] = field(default_factory=dict)
     throughput_ppm: float = 0.0
     mqtt: dict[str, int] = field(default_factory=lambda: {"published": 0, "received": 0, "lost": 0, "duplicates": 0})
+    modbus: dict[str, int] = field(default_factory=lambda: {"polls": 0, "errors": 0})
     ledger_head: str = ""
     seed: int = 0
     hard: bool = False
@@ -43,7 +44,7 @@ class Result:
             "escapes_by": {"gate": one.escapes_gate, "judge": one.escapes_judge + one.escapes_faint},
             "false_rejects": one.false_rejects, "good_lost": one.good_lost, "ledger": self.ledger,
             "books_closed": self.closed, "latency_ms": self.latency_ms, "actuation_error_us": self.actuation_error_us,
-            "throughput_ppm": self.throughput_ppm, "mqtt": self.mqtt, "modbus": {"polls": 0, "errors": 0},
+            "throughput_ppm": self.throughput_ppm, "mqtt": self.mqtt, "modbus": self.modbus,
             "ledger_head": self.ledger_head, "seed": self.seed, "simulated": True,
             "good_lost_outside_faults": one.good_lost_outside, "untracked": one.untracked,
             "recall_per_kind": {name: {"caught": caught, "of": of} for name, (caught, of) in sorted(one.per_kind.items())},
@@ -82,6 +83,7 @@ class Result:
             ("ledger", "  ".join(f"{name} {count}" for name, count in self.ledger.items())),
             ("books", ("closed, " if self.closed else "OPEN: ") + self.closed_told),
             ("MQTT", "  ".join(f"{name} {count}" for name, count in self.mqtt.items())),
+            ("PLC", "  ".join(f"{name} {count}" for name, count in self.modbus.items())),
             ("trigger→verdict", _told(self.latency_ms, "ms") + self._steal()),
             ("gate, due→edge", _told(self.actuation_error_us, "µs")),
             ("ledger head", self.ledger_head),

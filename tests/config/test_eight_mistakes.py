@@ -104,6 +104,8 @@ def test_no_damage_raises_anything_but_a_config_error(at: int, new: bytes, cut: 
         ("  distance_mm: 420", "  distance_mm: 10", "before the trigger"),
         ("  energised_means: accept", "  energised_means: reject", ""),
         ("  ready: twin://ready", "  ready: twin://gate", "used by"),
+        ("  listen: 127.0.0.1:1502", "  listen: plc", "no address and port"),
+        ("  listen: 127.0.0.1:1502", "  clients: [cell-7]", "no IPv4 address"),
     ],
 )
 def test_contradictions_and_what_is_not_built_are_refused_in_words(tmp_path: Path, old: str, new: str, word: str) -> None:

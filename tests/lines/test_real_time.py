@@ -11,6 +11,7 @@ def assert_nothing_escaped(run) -> None:
     assert run.exit == 0, run.text[-3000:]
     assert run.figures["escapes"] == 0 and run.figures["books_closed"]
     assert run.figures["mqtt"]["lost"] == 0
+    assert run.figures["modbus"]["polls"] > 0
     parts = [record["part"] for record in run.records]
     assert len(set(parts)) == len(parts)
     assert sum(run.figures["ledger"].values()) == len(parts)
@@ -21,6 +22,7 @@ def test_a_plain_line_loses_nothing_and_repeats_nothing(rehearse) -> None:
     assert_nothing_escaped(run)
     assert run.figures["parts"] == 110 == len(run.records)
     assert run.figures["good_lost"] == 0 and run.figures["mqtt"]["duplicates"] == 0
+    assert run.figures["modbus"]["errors"] == 0
     assert run.figures["ledger"]["late"] == run.figures["ledger"]["missed"] == 0
     assert all(record["simulated"] for record in run.records)
 

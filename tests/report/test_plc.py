@@ -47,7 +47,7 @@ def alarm(code: str, since_us: int = 0) -> Alarm:
 @pytest.fixture
 def plc() -> PlcMap:
     """A map whose rejectd runs and whose PLC has written its first command bits."""
-    made = PlcMap(simulated=True, config_crc32=0xAABBCCDD, overrun=False)
+    made = PlcMap(simulated=True, config_crc32=0xAABBCCDD)
     made.on_status(status(0))
     made.write_holding(0, [ENABLE], 0)
     return made
@@ -187,7 +187,10 @@ def test_a_full_ring_drops_the_oldest_that_waits_and_latches_overrun(plc: PlcMap
 
 
 def test_a_restart_of_reportd_latches_overrun() -> None:
-    assert PlcMap(simulated=False, config_crc32=0, overrun=True).inputs(0)[2] & 1 << 10
+    plc = PlcMap(simulated=False, config_crc32=0)
+    assert not plc.inputs(0)[2] & 1 << 10
+    plc.on_results_lost()
+    assert plc.inputs(0)[2] & 1 << 10
 
 
 # --- command bits ------------------------------------------------------------
@@ -206,14 +209,14 @@ def verbs(told: list[Command]) -> list[tuple[str, str]]:
 
 
 def test_the_first_write_sets_levels_without_an_edge() -> None:
-    plc = PlcMap(simulated=True, config_crc32=0, overrun=False)
+    plc = PlcMap(simulated=True, config_crc32=0)
     plc.on_status(status(0))
     assert plc.write_holding(0, [ENABLE | CLEAR | STOP | START], 0) == 0
     assert answer(plc, 0) == [] and plc.coils() == ENABLE | CLEAR | STOP | START
 
 
 def test_coils_have_first_writes_of_their_own() -> None:
-    plc = PlcMap(simulated=True, config_crc32=0, overrun=False)
+    plc = PlcMap(simulated=True, config_crc32=0)
     plc.on_status(status(0))
     plc.write_coils(0, [True], 0)
     plc.write_coils(5, [True], 0)
@@ -251,7 +254,7 @@ def test_stop_holds_and_start_releases(plc: PlcMap) -> None:
 
 
 def test_without_a_plc_the_station_runs_and_enable_counts_from_its_first_write() -> None:
-    plc = PlcMap(simulated=True, config_crc32=0, overrun=False)
+    plc = PlcMap(simulated=True, config_crc32=0)
     plc.on_status(status(0))
     assert plc.commands(0) == []
     plc.write_holding(0, [0], 0)
@@ -299,7 +302,7 @@ def test_a_hold_is_told_again_until_rejectd_has_it(plc: PlcMap) -> None:
 
 
 def test_a_stop_outlives_a_restart_of_reportd() -> None:
-    plc = PlcMap(simulated=True, config_crc32=0, overrun=True)
+    plc = PlcMap(simulated=True, config_crc32=0)
     plc.write_holding(0, [ENABLE], 0)
     plc.on_status(status(0, "held", "held by plc stop"))
     assert plc.commands(0) == []
@@ -308,7 +311,7 @@ def test_a_stop_outlives_a_restart_of_reportd() -> None:
 
 
 def test_a_hold_of_a_disabled_plc_ends_with_enable_after_a_restart_of_reportd() -> None:
-    plc = PlcMap(simulated=True, config_crc32=0, overrun=True)
+    plc = PlcMap(simulated=True, config_crc32=0)
     plc.on_status(status(0, "held", "held by plc enable"))
     plc.write_holding(0, [ENABLE], 0)
     assert verbs(answer(plc, 0)) == [("release", "plc")]
@@ -353,7 +356,7 @@ def test_the_plcs_heartbeat_is_watched_when_it_asks_for_it(plc: PlcMap) -> None:
 
 @pytest.fixture
 def live() -> PlcMap:
-    made = PlcMap(simulated=True, config_crc32=1, overrun=False)
+    made = PlcMap(simulated=True, config_crc32=1)
     made.on_status(status(SystemClock().now_ns() + 3600 * 10**9))  # rejectd stays alive for the test
     return made
 
