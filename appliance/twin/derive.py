@@ -12,9 +12,12 @@ from appliance.config.reader import ReadError, read
 
 
 def derive(
-    file: Path, folder: Path, *, broker: str, speed_mm_s: float | None = None, photographs: bool = False, modbus: str | None = None,
+    file: Path, folder: Path, *, broker: str, speed_mm_s: float | None = None, photographs: bool = False,
+    modbus: str | None = None,
 ) -> Path:  # fmt: skip
-    """Writes ``folder``/station.yaml, its PLC's server on ``modbus`` or nowhere, and links the bundles beside it. Raises ConfigError for a file that is not valid."""
+    """Writes ``folder``/station.yaml and links the bundles beside it; ``modbus``: where its PLC's server listens.
+
+    Raises ConfigError for a file that is not valid."""
     load(file, built_only=False)
     try:
         document: dict[str, Any] = read(file.read_bytes()).data
