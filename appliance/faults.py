@@ -50,6 +50,16 @@ FAULTS: dict[str, Fault] = {
     "on_late_stop": Fault(
         29, "warn", "a part could not be judged in time and the configuration stops the line for it", "camera, inspectd"
     ),
+    "encoder_lost": Fault(
+        31, "hold", "the belt's encoder cannot be believed: where the parts are is unknown", "the encoder, its wheel, its cable"
+    ),
+    "encoder_noise": Fault(32, "warn", "pulses of the encoder are missing or too many", "the encoder's cable and shield"),
+    "input_lost": Fault(33, "warn", "an input gives no more edges", "its line, the remote I/O"),
+    "confirm_stuck": Fault(34, "warn", "the sensor that proves rejects was on already", "the bin, the confirm sensor"),
+    "gate_eye_lost": Fault(35, "warn", "parts pass the gate without being seen by its eye", "the eye at the gate"),
+    "air_ok": Fault(36, "hold", "the gate has no compressed air", "air supply and pressure switch"),
+    "bin_full": Fault(37, "hold", "the reject bin is full", "empty the bin, then clear"),
+    "gate_home": Fault(38, "hold", "the gate is not back at home", "the gate: stuck, or its sensor"),
     # --- reporting -----------------------------------------------------------------------------------------
     "ledger_disk_full": Fault(40, "warn", "the ledger cannot be written: records wait in memory", "free disk space"),
     "broker_away": Fault(41, "warn", "the MQTT broker does not answer: records wait on disk", "network, broker, password"),
@@ -65,6 +75,8 @@ FAULTS: dict[str, Fault] = {
     "ambiguous": Fault(65, "count", "two frames fit one part", "match_ms, the camera's trigger"),
     # --- the trigger ---------------------------------------------------------------------------------------
     "double": Fault(80, "count", "an edge came closer than min_pitch_mm, or two parts touched", "part separation"),
+    "behind": Fault(82, "count", "an edge came while the belt was behind its farthest place", "nothing: it was counted before"),
+    "gate_eye_stray": Fault(83, "count", "the gate's eye saw something that no trigger announced", "the eye, min_pitch_mm"),
     "late_verdict": Fault(81, "count", "a verdict came after its part was committed, and changed nothing", "see late"),
 }  # fmt: skip
 

@@ -16,7 +16,10 @@ from appliance.reject.plan import AlarmPlan, Window
 _COUNTS_IN_NONE = frozenset({"purge", "neighbour", "held", "fault"})
 # Causes that hold the station until a person has looked, whatever the configuration says of part alarms.
 ALWAYS_LATCHED = frozenset(
-    {"output_lost", "longest_on", "reject_failed", "books_full", "purge_line_stop", "on_late_stop"}
+    {
+        "output_lost", "longest_on", "reject_failed", "books_full", "purge_line_stop", "on_late_stop", "encoder_lost",
+        "air_ok", "bin_full", "gate_home",
+    }  # fmt: skip
 )
 
 
@@ -58,7 +61,7 @@ class Alarms:
     def __init__(self, plan: AlarmPlan) -> None:
         self._plan = plan
         self._raised: dict[str, _Raised] = {}
-        self._consecutive = 0
+        self._consecutive = self._unconfirmed = self._unexpected = 0
         self._rate = _Recent(plan.reject_rate[1])
         self._recent: dict[str, tuple[Window, _Recent]] = {
             name: (window, _Recent(window.of_last))
@@ -72,6 +75,7 @@ class Alarms:
 
     def count_part(self, part: PartClosed, now_ns: int) -> None:
         """Count one closed part and raise or clear what its counting changes."""
+        self._count_proof(part, now_ns)
         if part.challenge or part.disposed_by in _COUNTS_IN_NONE:
             return
         failed = part.verdict == "fail"
@@ -94,6 +98,25 @@ class Alarms:
             else:
                 self.over(name, now_ns)
 
+    def _count_proof(self, part: PartClosed, now_ns: int) -> None:
+        if part.confirmed == "no":
+            self._unconfirmed += 1
+            if self._unconfirmed >= self._plan.unconfirmed:
+                self.raise_("unconfirmed", f"part {part.part}", now_ns)
+        elif part.confirmed == "yes" and not self._raised_latched("unconfirmed"):
+            self._unconfirmed = 0
+            self.over("unconfirmed", now_ns)
+            self.over("confirm_stuck", now_ns)
+
+    def count_unexpected(self, now_ns: int) -> None:
+        """Something was seen in the bin that no gate took."""
+        self._unexpected += 1
+        if self._unexpected >= self._plan.unexpected:
+            self.raise_("unexpected", f"{self._unexpected} seen", now_ns)
+
+    def _raised_latched(self, code: str) -> bool:
+        return code in self._raised and self._raised[code].latched
+
     def raise_(self, code: str, what: str, now_ns: int) -> None:
         """Raise an alarm; raised twice it stays as it was first told. Raises KeyError for a code not in FAULTS."""
         standing = self._raised.get(code)
@@ -115,11 +138,13 @@ class Alarms:
 
     def clear(self, now_ns: int) -> list[str]:
         """A person clears: latched alarms go, counting begins anew; what still stands is left. Returns what went."""
-        self._consecutive = 0
+        self._consecutive = self._unconfirmed = self._unexpected = 0
         self._rate.clear()
         for _, recent in self._recent.values():
             recent.clear()
-        counted = {"consecutive_rejects", "reject_rate", "missed", "blind", "late"}
+        counted = {
+            "consecutive_rejects", "reject_rate", "missed", "blind", "late", "unconfirmed", "unexpected", "confirm_stuck",
+        }  # fmt: skip
         gone = [code for code, raised in self._raised.items() if code in counted or not raised.standing]
         for code in gone:
             self._drop(code, now_ns)

@@ -19,6 +19,7 @@ class Seen(Enum):
     DOUBLE = "double"
     TOUCHING = "touching"
     LOST_EDGES = "lost edges"
+    BEHIND = "behind"
 
 
 @dataclass
@@ -58,6 +59,8 @@ class Eye:
             self.touching_told = False
         if lost:
             return Seen.LOST_EDGES
+        if self.belt.behind:
+            return Seen.BEHIND  # it was a part when it passed for the first time
         return self.mark(position_mm)
 
     def mark(self, position_mm: float) -> Seen:

@@ -1,8 +1,8 @@
-"""The gate's timetable: windows in which it stands in reject, merged, and which parts they hit. Pure.
+"""A gate's timetable: windows in which it stands in reject, merged, and which parts they hit. Pure.
 
-A window is commanded at ``edge_ns`` and takes effect ``response_ms`` later; it ends when its pulse is over *and* its
-part has left. A part is hit when any of it stands at the gate while a window is in effect (contract, "Place").
-Holds (purge, held, fault) are windows without an end of their own.
+A window is commanded when its part is ``response_ms`` away, as the belt then runs, and takes effect ``response_ms``
+later; it ends when its pulse is over *and* its part has left. A part is hit when any of it stands at the gate while a
+window is in effect (contract, "Place"). Holds (purge, held, fault) are windows without an end of their own.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ from appliance.reject.plan import MS
 HoldReason = Literal["purge", "held", "fault"]
 Reason = Literal["part", "purge", "held", "fault"]
 _FAR_MM = float("inf")
+_TOUCH_NS = 2 * MS  # no valve goes there and back in this time: windows so close are one
 
 
 @dataclass
 class RejectWindow:
-    """One stretch in reject. ``opened_ns``/``error_ns``: when the pin really moved for it, None while it has not."""
+    """One stretch in reject. ``arrive_mm``: belt position as its part's front reaches the gate.
+
+    ``edge_ns``: when the output had to move, final once it is open; ``opened_ns``/``error_ns``: when the pin really
+    moved for it, None while it has not; ``effect_ns``: when the gate stood there; ``opens_mm``/``closes_mm``: the
+    stretch of belt in which it was in effect."""
 
     reason: Reason
     part: int
+    arrive_mm: float
     edge_ns: int
-    pulse_end_ns: int
-    leave_mm: float
-    opens_mm: float
+    pulse_end_ns: int = 0
+    effect_ns: int = 0
+    opens_mm: float = _FAR_MM
     closes_mm: float = _FAR_MM
     opened_ns: int | None = None
     error_ns: int | None = None
@@ -36,17 +42,17 @@ class RejectWindow:
 
 
 class Gate:
-    """Windows in the order of their edges; at any instant the gate rejects when one of them is open."""
+    """Windows in the order of their parts; at any instant the gate rejects when one of them is open."""
 
-    def __init__(self, belt: Belt, distance_mm: float, part_mm: float, pulse_ms: float, response_ms: float) -> None:
+    def __init__(self, belt: Belt, part_mm: float, pulse_ms: float, response_ms: float) -> None:
         self._belt = belt
-        self._distance_mm = distance_mm
         self._part_mm = part_mm
         self._pulse_ns = round(pulse_ms * MS)
         self._response_ns = round(response_ms * MS)
         self._waiting: deque[RejectWindow] = deque()
         self._open: list[RejectWindow] = []
         self._past: deque[RejectWindow] = deque()
+        self._on_its_way: list[RejectWindow] = []
         self._hold: RejectWindow | None = None
         self.rejecting = True
         """What the output should show now."""
@@ -56,27 +62,15 @@ class Gate:
         """Why the gate is held in reject as a whole, if it is."""
         return self._hold.reason if self._hold else None
 
-    def edge_ns(self, trigger_mm: float, now_ns: int) -> int:
-        """When the output must move for a part, as far as the belt is known."""
-        return self._belt.time_at(trigger_mm + self._distance_mm, now_ns) - self._response_ns
+    def edge_ns(self, arrive_mm: float, now_ns: int) -> int:
+        """When the output must move for a part that arrives at ``arrive_mm``, as far as the belt is known."""
+        return self._belt.time_at(arrive_mm, now_ns) - self._response_ns
 
-    def leave_mm(self, trigger_mm: float) -> float:
-        """Belt position at which the part has left the gate."""
-        return trigger_mm + self._distance_mm + self._part_mm
-
-    def plan(self, part: int, trigger_mm: float, now_ns: int) -> RejectWindow:
-        """Commit a reject for a part: its window, for good."""
-        edge_ns = self.edge_ns(trigger_mm, now_ns)
-        window = RejectWindow(
-            reason="part",
-            part=part,
-            edge_ns=edge_ns,
-            pulse_end_ns=edge_ns + self._pulse_ns,
-            leave_mm=self.leave_mm(trigger_mm),
-            opens_mm=trigger_mm + self._distance_mm,
-        )
+    def plan(self, part: int, arrive_mm: float, now_ns: int) -> RejectWindow:
+        """Commit a reject for a part: it will be hit; when, the belt says until then."""
+        window = RejectWindow("part", part, arrive_mm, self.edge_ns(arrive_mm, now_ns))
         at = len(self._waiting)
-        while at and self._waiting[at - 1].edge_ns > edge_ns:
+        while at and self._waiting[at - 1].arrive_mm > arrive_mm:
             at -= 1
         self._waiting.insert(at, window)
         return window
@@ -87,10 +81,9 @@ class Gate:
             return
         seamless = self._hold is not None
         self.release(now_ns)
-        effect_ns = now_ns if seamless else now_ns + self._response_ns
-        opens_mm = self._belt.position_mm(effect_ns)
-        self._hold = RejectWindow(reason, 0, now_ns, now_ns, 0.0, opens_mm, opened_ns=now_ns)
+        self._hold = RejectWindow(reason, 0, self._belt.position_mm(now_ns), now_ns, opened_ns=now_ns)
         self._past.append(self._hold)
+        self._takes_effect(self._hold, now_ns if seamless else now_ns + self._response_ns)
 
     def release(self, now_ns: int) -> None:
         """End the hold, if there is one."""
@@ -102,11 +95,15 @@ class Gate:
     def step(self, now_ns: int) -> int | None:
         """Open and end windows up to now. Returns the due time of the output's change, or None when it stands right."""
         due_ns: int | None = None
-        while self._waiting and self._waiting[0].edge_ns <= now_ns:
+        for window in [one for one in self._on_its_way if one.effect_ns <= now_ns]:
+            window.opens_mm = self._belt.position_mm(window.effect_ns)
+            self._on_its_way.remove(window)
+        while self._waiting and (edge_ns := self.edge_ns(self._waiting[0].arrive_mm, now_ns)) <= now_ns:
             window = self._waiting.popleft()
+            window.edge_ns, window.pulse_end_ns = edge_ns, edge_ns + self._pulse_ns
             self._past.append(window)
             self._open.append(window)
-            due_ns = window.edge_ns if due_ns is None else due_ns
+            due_ns = edge_ns if due_ns is None else due_ns
         ended_ns = self._end_windows(now_ns) if self._open else None
         rejecting = bool(self._open) or self._hold is not None
         if rejecting == self.rejecting:
@@ -120,28 +117,32 @@ class Gate:
         for window in self._open:
             if window.opened_ns is None:
                 window.opened_ns = at_ns
-                window.opens_mm = self._belt.position_mm(at_ns + self._response_ns)
+                self._takes_effect(window, at_ns + self._response_ns)
                 window.error_ns = at_ns - window.edge_ns if window.edge_ns == due_ns else None
 
     def end_ns(self, window: RejectWindow, now_ns: int) -> int:
         """When a window ends, as far as the belt is known."""
-        return max(window.pulse_end_ns, self._belt.time_at(window.leave_mm, now_ns))
+        if window.closed:
+            return window.pulse_end_ns
+        return max(window.pulse_end_ns, self._belt.time_at(window.arrive_mm + self._part_mm, now_ns))
 
     def next_due_ns(self, now_ns: int) -> int | None:
         """The next instant at which ``step`` has something to do."""
-        due = [self.end_ns(window, now_ns) for window in self._open]
-        if self._waiting:
-            due.append(self._waiting[0].edge_ns)
-        return min(due) if due else None
+        due = self.edge_ns(self._waiting[0].arrive_mm, now_ns) if self._waiting else None
+        for window in self._open:
+            end_ns = self.end_ns(window, now_ns)
+            due = end_ns if due is None or end_ns < due else due
+        return due
 
-    def hit_by(self, trigger_mm: float, own: RejectWindow | None) -> RejectWindow | None:
+    def hit_by(self, arrive_mm: float, own: RejectWindow | None) -> RejectWindow | None:
         """The window that hit a part as it stood at the gate: a hold before its own, its own before a neighbour's."""
-        arrive_mm = trigger_mm + self._distance_mm
         leave_mm = arrive_mm + self._part_mm
         neighbour: RejectWindow | None = None
         for window in self._past:
             if window.opened_ns is None or window.opens_mm >= leave_mm or window.closes_mm <= arrive_mm:
                 continue
+            if window.opens_mm >= window.closes_mm:
+                continue  # taken back before the gate had got there
             if window.reason != "part":
                 return window
             if window is not own:
@@ -150,9 +151,8 @@ class Gate:
             return own
         return neighbour
 
-    def forget_before(self, trigger_mm: float) -> None:
-        """No part before this trigger position is open any more: drop the windows that lie behind it."""
-        arrive_mm = trigger_mm + self._distance_mm
+    def forget_before(self, arrive_mm: float) -> None:
+        """No part that arrives before this position is open any more: drop the windows that lie behind it."""
         while self._past and self._past[0].closed and self._past[0].closes_mm <= arrive_mm:
             self._past.popleft()
 
@@ -161,6 +161,12 @@ class Gate:
         for window in self._open:
             if window.opened_ns is None:
                 window.opened_ns = window.edge_ns
+                self._takes_effect(window, window.edge_ns + self._response_ns)
+
+    def _takes_effect(self, window: RejectWindow, effect_ns: int) -> None:
+        """Where the belt will stand then is not known before."""
+        window.effect_ns = effect_ns
+        self._on_its_way.append(window)
 
     def _end_windows(self, now_ns: int) -> int | None:
         last_ns: int | None = None
@@ -168,6 +174,11 @@ class Gate:
             end_ns = self.end_ns(window, now_ns)
             if end_ns > now_ns:
                 continue
+            if len(self._open) == 1 and self._waiting:
+                next_ns = self.edge_ns(self._waiting[0].arrive_mm, now_ns)
+                if next_ns - end_ns < _TOUCH_NS:
+                    window.pulse_end_ns = next_ns  # it lasts until the next one takes over
+                    continue
             window.closed = True
             window.closes_mm = self._belt.position_mm(end_ns)
             self._open.remove(window)

@@ -9,6 +9,7 @@ import msgspec
 from appliance.messages import (
     WORST_FIRST,
     ClockQuality,
+    Confirmed,
     DisposedBy,
     Disposition,
     Message,
@@ -62,7 +63,16 @@ class OpenPart:
     reason: DisposedBy = "on_late"
     deadline_ns: int = 0
     due_ns: int = 0
+    arrive_mm: float = 0.0
+    """Belt position as its front reaches the first gate; the gate's eye may correct it."""
+    seen_at_gate: bool = False
+    many: bool = False
+    """More than one edge belongs to it: two parts that touch or follow too closely."""
     window: RejectWindow | None = None
+    divert_window: RejectWindow | None = None
+    hit: RejectWindow | None = None
+    stuck: bool = False
+    """The proof's sensor was on before its edge."""
 
     def kept(self) -> KeptPart:
         return KeptPart(
@@ -91,20 +101,30 @@ def dispose(verdict: VerdictName, plan: Plan) -> tuple[Disposition, DisposedBy]:
     return ("accept" if plan.on_late == "accept" else "reject"), "on_late"
 
 
-def what_happened(part: OpenPart, hit: RejectWindow | None) -> tuple[Disposition, DisposedBy]:
-    """What the gate did to the part, told as it was, not as it was planned."""
+def what_happened(
+    part: OpenPart, rejected_by: RejectWindow | None, diverted_by: RejectWindow | None
+) -> tuple[Disposition, DisposedBy]:
+    """What the gates did to the part, told as it was, not as it was planned."""
+    hit = rejected_by or diverted_by
     if hit is None:
         # Planned to go and the gate did not stand there in time: an escape, told as one.
         return ("accept", part.reason) if part.planned == "accept" else ("accept", "fault")
+    taken: Disposition = "reject" if rejected_by else "divert"
     if hit.reason != "part":
-        return "reject", hit.reason
-    if hit is part.window:
-        return "reject", part.reason
-    return "reject", "neighbour"
+        return taken, hit.reason
+    if hit is part.window or hit is part.divert_window:
+        return taken, part.reason
+    return taken, "neighbour"
 
 
 def closed(
-    part: OpenPart, n: int, run: str, disposition: Disposition, disposed_by: DisposedBy, error_ns: int | None
+    part: OpenPart,
+    n: int,
+    run: str,
+    disposition: Disposition,
+    disposed_by: DisposedBy,
+    error_ns: int | None,
+    confirmed: Confirmed = "unwatched",
 ) -> PartClosed:
     """The part's account. Times in ms from the trigger."""
     verdict = part.verdict
@@ -126,8 +146,8 @@ def closed(
         class_id=verdict.class_id if verdict else -1,
         disposition=disposition,
         disposed_by=disposed_by,
-        fired=disposition == "reject",
-        confirmed="unwatched",
+        fired=disposition != "accept",
+        confirmed=confirmed,
         answered=answered,
         frame_ms=verdict.frame_ms if verdict else None,
         preprocess_ms=verdict.preprocess_ms if verdict else None,

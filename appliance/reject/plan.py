@@ -35,6 +35,14 @@ class GatePlan:
 
 
 @dataclass(frozen=True)
+class EncoderPlan:
+    """One pulse is ``mm_per_pulse`` of belt; the second channel tells the way."""
+
+    mm_per_pulse: float
+    two_channels: bool
+
+
+@dataclass(frozen=True)
 class Window:
     """An alarm over the last ``of_last`` parts: raised from ``count`` on."""
 
@@ -51,6 +59,8 @@ class AlarmPlan:
     missed: Window = Window(3, 100)
     blind: Window = Window(3, 100)
     late: Window = Window(2, 500)
+    unconfirmed: int = 1
+    unexpected: int = 1
     stops_line: frozenset[str] = field(
         default_factory=lambda: frozenset({"unconfirmed", "unexpected", "consecutive_rejects"})
     )
@@ -66,7 +76,7 @@ class Plan:
     deadline_ms: float
     purge_mm: float
     on_late: Literal["reject", "stop", "accept"] = "reject"
-    on_review: Literal["reject", "accept"] = "reject"
+    on_review: Literal["reject", "accept", "divert"] = "reject"
     trigger: Literal["input", "frame"] = "input"
     rising: bool = True
     debounce_ms: float = 2.0
@@ -78,8 +88,24 @@ class Plan:
     recipe_number: int = 0
     alarms: AlarmPlan = AlarmPlan()
     line_stop_output: bool = False
+    divert: GatePlan | None = None
+    encoder: EncoderPlan | None = None
+    """None: the belt runs at ``speed_mm_s``."""
+    running_contact: bool = False
+    stopped_after_ms: float = 200.0
+    confirm_within_ms: float | None = None
+    gate_eye: bool = False
+
+    def purge_distance_mm(self, gate: GatePlan) -> float:
+        """Law 6: how far the belt must move before this gate opens."""
+        return max(self.purge_mm, gate.distance_mm + self.part_mm)
 
     @property
-    def purge_distance_mm(self) -> float:
-        """Law 6: how far the belt must move before the gate opens."""
-        return max(self.purge_mm, self.gate.distance_mm + self.part_mm)
+    def gates(self) -> dict[str, GatePlan]:
+        """By output's role, in the order in which a part passes them."""
+        return {"gate": self.gate, "divert": self.divert} if self.divert else {"gate": self.gate}
+
+    @property
+    def fails_to_reject(self) -> bool:
+        """Every gate is held by itself, also by a dead box."""
+        return all(gate.fails_to_reject for gate in self.gates.values())

@@ -1,14 +1,12 @@
 """The heart of rejectd: from edges and verdicts to gate movements and accounts. No clock, no I/O: time is passed in.
 
-Order within ``step``: verdicts and edges were handed in before; then parts are committed, the gate moves, parts
+Order within ``step``: verdicts and edges were handed in before; then parts are committed, the gates move, parts
 close, and only then alarms and state are looked at. So a verdict that lay in the socket before the deadline counts.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from appliance.faults import FAULTS, sentence
 from appliance.messages import (
@@ -23,28 +21,31 @@ from appliance.messages import (
     Reply,
     StateName,
     Status,
-    Trigger,
     Verdict,
-    decode,
-    encode,
 )
 from appliance.ports import Clock
 from appliance.reject.alarms import Alarms
-from appliance.reject.belt import Belt
-from appliance.reject.books import JOURNAL, PART, Books, BooksFull
+from appliance.reject.belt import Belt, ConstantBelt, EncoderBelt, Quadrature
+from appliance.reject.books import Books
 from appliance.reject.eye import Eye, Seen
-from appliance.reject.gate import Gate, HoldReason
-from appliance.reject.part import OpenPart, closed, decode_kept, dispose, final_verdict, what_happened
+from appliance.reject.gate import HoldReason
+from appliance.reject.guard import Guard
+from appliance.reject.journal import Journal
+from appliance.reject.part import OpenPart
+from appliance.reject.pipeline import Pipeline
 from appliance.reject.plan import MS, Plan
+from appliance.reject.slip import GateEyeSaw, Slip
 
 TICK_NS = 100 * MS  # heartbeat, alarms, state
 STATUS_TICKS = 2
-_RESERVE = 64  # slots kept back for events and for changes of parts that are already open
+_CLICKED_NS = 50 * MS  # shorter contacts of the clear button are not a person's
+_UNSEEN_LIMIT = 3
+_PULSES_WATCHED, _PULSE_FAULTS = 1000, 5  # so many of these are not a good encoder
 
 
 @dataclass
 class Move:
-    """Set an output (gate, ready, fault, line_stop, heartbeat). ``due_ns``: when it should have been."""
+    """Set an output (gate, divert, ready, fault, line_stop, heartbeat). ``due_ns``: when it should have been."""
 
     output: str
     energised: bool
@@ -62,45 +63,56 @@ class Effects:
 
 
 class Rejector:
-    """Owns part numbers, open parts, the gate's timetable, alarms and state."""
+    """Owns trigger, belt, gates' holds, alarms and state; the parts are its pipeline's."""
 
     def __init__(self, plan: Plan, belt: Belt, books: Books, clock: Clock) -> None:
         self.plan = plan
-        self.journal: dict[int, PartClosed | Event] = {}
         self.counts: dict[str, int] = {}
         self.alarms = Alarms(plan.alarms)
         self._belt = belt
         self._books = books
         self._clock = clock
-        gate = plan.gate
-        self._gate = Gate(belt, gate.distance_mm, plan.part_mm, gate.pulse_ms, gate.response_ms)
+        self._journal = Journal(books, clock)
+        self._parts = Pipeline(plan, belt, books, self._journal, clock, self._account)
+        self._gates = self._parts.gates
         self._eye = Eye(plan, belt)
-        self._open: deque[OpenPart] = deque()
-        self._uncommitted: deque[OpenPart] = deque()
-        self._by_number: dict[int, OpenPart] = {}
+        self._quadrature = Quadrature(plan.encoder is not None and plan.encoder.two_channels)
+        self._slip = Slip(plan.min_pitch_mm / 2) if plan.gate_eye else None
+        self._unseen = 0
+        self._guard = Guard(self.alarms)
+        self._unplaced: list[OpenPart] = []
+        self._pulses_at_edge = -1
+        self._pulses_watched = self._pulse_faults = 0
+        self._clicked_ns = 0
+        self._home_since_ns: int | None = None
+        self._runs: bool | None = None
+        self._runs_since_ns = 0
         self._effects = Effects()
         self._state: StateName = "starting"
         self._reason = ""
         self._since_us = 0
         self._told: tuple[StateName, str] = ("starting", "")
-        self._purge_until_mm: float | None = None
+        self._purge_until_mm: dict[str, float] = {}
+        self._held_until_ns = 0
         self._inspect: InspectState | None = None
         self._trigger_lost: str | None = None
+        self._belt_lost: str | None = None
         self._person_hold: str | None = None
         self._last_frame_ns: int | None = None
         self._next_tick_ns = 0
         self._ticks = 0
         self._levels: dict[str, bool] = {}
         self._alarm_wall_us: dict[str, int] = {}
-        self._unacknowledged_parts = 0
-        self._last_closed = 0
-        self._unrecorded: list[int] = []
-        self._deadline_ns = round(plan.deadline_ms * MS)
+
+    @property
+    def journal(self) -> dict[int, PartClosed | Event]:
+        """What reportd has not acknowledged, by number."""
+        return self._journal.waiting
 
     # --- life ---------------------------------------------------------------------------------------------
 
     def start(self, now_ns: int, new_run: str, new_journal: str, first_part: int) -> None:
-        """Take over what the books hold; the gate rejects until the belt has moved (law 6).
+        """Take over what the books hold; the gates reject until the belt has moved (law 6).
 
         ``first_part`` is used when the books hold no state: one above the ceiling that reportd keeps on disk."""
         parts, journal = self._books.load()
@@ -116,42 +128,79 @@ class Rejector:
         header.next_part = max([header.next_part, *(number + 1 for number in parts)])
         header.clean, header.alive_ns = False, now_ns
         self._books.write_header()
-        for n in sorted(journal):
-            message = decode(journal[n])
-            if isinstance(message, (PartClosed, Event)):
-                self._restore(message)
+        self._journal.restore(journal)
         already = {message.part for message in self.journal.values() if isinstance(message, PartClosed)}
-        recovered = self._close_recovered(parts, already)
+        recovered = self._parts.close_recovered(parts, already)
         data = {"crashed": crashed, "blind_ms": blind_ms, "recovered": recovered, "first_part": header.next_part}
-        self._event("start", data, now_ns)
+        self._journal.event("start", data, now_ns)
         if fresh and first_part > 1:
-            self._event("number_gap", {"first_part": first_part, "why": "no state was left in memory"}, now_ns)
+            why = {"first_part": first_part, "why": "no state was left in memory"}
+            self._journal.event("number_gap", why, now_ns)
         self._unknown_on_belt("start", now_ns)
         self._next_tick_ns = now_ns
         self._look(now_ns)
 
     def stop(self, now_ns: int) -> Effects:
-        """SIGTERM: gate to reject, every open part closed, books clean."""
+        """SIGTERM: gates to reject, every open part closed, books clean."""
         for name in ("ready", "line_stop"):
             self._output(name, False, now_ns)
-        self._gate.hold("held", now_ns)
-        self._move_gate(now_ns)
-        for part in list(self._open):
-            if not part.committed:
-                self._judge(part, now_ns)
-            self._close(part, "reject", "held", None)
-        self._event("stop", {}, now_ns)
+        for gate in self._gates.values():
+            gate.hold("held", now_ns)
+        self._move_gates(now_ns)
+        self._parts.close_all(now_ns)
+        self._journal.event("stop", {}, now_ns)
         self._state, self._reason, self._since_us = "stopped", "stopped", self._clock.wall_us(now_ns)
         self._books.header.clean = True
         self._books.write_header()
         self._status(now_ns)
         return self._take()
 
-    # --- what comes in --------------------------------------------------------------------------------------
+    # --- edges ----------------------------------------------------------------------------------------------
+
+    def on_input(self, role: str, edge: Edge, now_ns: int) -> None:
+        """An edge of any input, in the order of their time stamps over all inputs."""
+        if role == "trigger":
+            self.on_edge(edge, now_ns)
+        elif role in ("encoder", "encoder_b"):
+            self._on_encoder("a" if role == "encoder" else "b", edge, now_ns)
+        elif role == "running":
+            self._on_running(edge, now_ns)
+        elif role == "confirm":
+            if self._parts.proof:
+                self._parts.proof.on_edge(edge)
+        elif role == "gate_eye":
+            self._on_gate_eye(edge, now_ns)
+        elif role == "clear":
+            self._on_clear(edge, now_ns)
+        else:
+            self._guard.on_edge(role, edge)
+
+    def on_input_lost(self, role: str, why: str, now_ns: int) -> None:
+        """An input gives no more edges."""
+        if role == "trigger":
+            self.on_trigger_lost(why, now_ns)
+        elif role in ("encoder", "encoder_b", "running"):
+            self._lose_belt(f"{role}: {why}", now_ns)
+        else:
+            self._guard.lost(role, now_ns)
+            self.alarms.raise_("input_lost", f"{role}: {why}", now_ns)
+            self._look(now_ns)
+
+    def on_input_back(self, role: str, now_ns: int) -> None:
+        """An input answers again."""
+        if role == "trigger":
+            self.on_trigger_back(now_ns)
+        elif role in ("encoder", "encoder_b", "running"):
+            self._quadrature = Quadrature(self._quadrature.two_channels)  # its levels are told anew
+            self._find_belt(now_ns)
+        else:
+            self.alarms.over("input_lost", now_ns)
 
     def on_edge(self, edge: Edge, now_ns: int) -> None:
         """An edge of the trigger's input."""
         seen = self._eye.edge(edge)
+        if seen in (Seen.PART, Seen.DOUBLE) and self._no_pulse_between():
+            self._lose_belt("two triggers without a pulse between them", now_ns)
         if seen is Seen.PART:
             self._new_part(edge.time_ns, now_ns)
         elif seen is Seen.TOUCHING:
@@ -161,6 +210,8 @@ class Rejector:
             self._unknown_on_belt("edges of the photo-eye were lost", now_ns)
         elif seen is not Seen.NOTHING:
             self._count(seen.value)
+            if seen is Seen.DOUBLE:
+                self._parts.touch(touching=False)
 
     def on_frame_seen(self, frame: FrameSeen, now_ns: int) -> None:
         """``trigger: frame``: each frame is a part, at the middle of its exposure."""
@@ -172,18 +223,63 @@ class Rejector:
         else:
             self._count(Seen.DOUBLE.value)
 
+    def on_pulse(self, time_ns: int, forward: bool = True) -> None:
+        """The encoder's belt moved on by one pulse, or back."""
+        belt = self._belt
+        assert isinstance(belt, EncoderBelt)
+        belt.pulse(time_ns, forward)
+        if self._unplaced:
+            for part in self._unplaced:
+                self._parts.place(part)
+            self._unplaced.clear()
+
+    def _on_encoder(self, channel: str, edge: Edge, now_ns: int) -> None:
+        if gap := self._quadrature.gap(channel, edge.sequence):
+            self._count("encoder_edges_lost", gap)
+            self._lose_belt(f"{gap} edges were not read", now_ns)
+        step = self._quadrature.edge(channel, edge.level)
+        if step:
+            self.on_pulse(edge.time_ns, step > 0)
+
+    def _on_running(self, edge: Edge, now_ns: int) -> None:
+        if edge.level == self._runs:
+            return
+        stopped = self._runs is True
+        self._runs, self._runs_since_ns = edge.level, edge.time_ns
+        if isinstance(self._belt, ConstantBelt):
+            self._belt.run(edge.level, edge.time_ns)
+            if stopped:
+                self._unknown_on_belt("the belt stopped", now_ns)
+
+    def _on_gate_eye(self, edge: Edge, now_ns: int) -> None:
+        if self._slip is None:
+            return
+        saw, part, off_mm = self._slip.on_edge(edge, self._belt.position_mm(edge.time_ns), self._parts.before_gate)
+        if saw is GateEyeSaw.STRANGER:
+            self._count(saw.value)
+        if part is None:
+            return
+        part.seen_at_gate = True
+        self._parts.shift(part, off_mm)
+        for other in self._parts.before_gate:
+            if not other.seen_at_gate and other.part > part.part:
+                self._parts.shift(other, self._slip.share(off_mm))
+        self._unseen = 0
+        self.alarms.over("gate_eye_lost", now_ns)
+
+    def _on_clear(self, edge: Edge, now_ns: int) -> None:
+        pressed = edge.level and edge.sequence > 0 and edge.time_ns - self._clicked_ns > _CLICKED_NS
+        self._clicked_ns = edge.time_ns
+        if pressed:
+            self.on_command(Command("", "clear", {}, "input clear"), now_ns)
+
+    # --- messages ---------------------------------------------------------------------------------------------
+
     def on_verdict(self, verdict: Verdict, now_ns: int) -> None:
         """inspectd's answer. After the commit it changes nothing and is counted."""
         self._effects.to_inspect.append(Heard(verdict.part))
-        part = self._by_number.get(verdict.part)
-        if part is None or part.committed:
-            self._count("late_verdict")
-            return
-        if part.verdict is not None and verdict.verdict != "fail":
-            self._count("repeated_verdict")
-            return
-        part.verdict, part.heard_ns = verdict, now_ns
-        self._books.put(PART, part.part, encode(part.kept()))
+        if unused := self._parts.verdict(verdict, now_ns):
+            self._count(unused)
 
     def on_inspect(self, state: InspectState | None, now_ns: int) -> None:
         """inspectd told its state, or (None) its link broke."""
@@ -203,16 +299,13 @@ class Rejector:
 
     def on_ack(self, n: int) -> None:
         """reportd has everything up to ``n`` on disk."""
-        while self.journal and (first := next(iter(self.journal))) <= n:
-            message = self.journal.pop(first)
-            self._unacknowledged_parts -= isinstance(message, PartClosed)
-            self._books.drop(JOURNAL, first)
+        self._journal.acknowledged(n)
 
     def on_command(self, command: Command, now_ns: int) -> Reply:
         """A person's or PLC's wish; each is an event in the ledger."""
         ok, text = self._obey(command, now_ns)
         data = {"verb": command.verb, "source": command.source, "id": command.id, "ok": ok, "text": text}
-        self._event("command", data, now_ns)
+        self._journal.event("command", data, now_ns)
         self._look(now_ns)
         return Reply(command.id, ok, text)
 
@@ -246,19 +339,21 @@ class Rejector:
 
     def moved(self, move: Move, at_ns: int) -> None:
         """The driver moved an output at ``at_ns``."""
-        if move.output == "gate" and self._gate.rejecting:
-            self._gate.moved(at_ns, move.due_ns)
+        gate = self._gates.get(move.output)
+        if gate is not None and gate.rejecting:
+            gate.moved(at_ns, move.due_ns)
 
     # --- time -------------------------------------------------------------------------------------------------
 
     def step(self, now_ns: int) -> Effects:
         """Do all that is due by ``now_ns``."""
-        while self._uncommitted and self._commit_ns(self._uncommitted[0], now_ns) <= now_ns:
-            self._commit(self._uncommitted.popleft(), now_ns)
-        self._move_gate(now_ns)
-        while self._open and self._open[0].committed and self._close_ns(self._open[0], now_ns) <= now_ns:
-            self._close_at_gate(self._open[0], now_ns)
-        if self._purge_over(now_ns):
+        hold = None if self._state == "running" else self._hold_reason()
+        for part in self._parts.commit_due(now_ns, hold):
+            if part.judged in ("late", "blind", "missed") and self.plan.on_late == "stop":
+                self.alarms.raise_("on_late_stop", f"part {part.part} is {part.judged}", now_ns)
+        self._move_gates(now_ns)
+        self._parts.close_due(now_ns)
+        if self._purge_until_mm and self._purge_over(now_ns):
             self._look(now_ns)
         if now_ns >= self._next_tick_ns:
             self._tick(now_ns)
@@ -267,16 +362,20 @@ class Rejector:
     def next_due_ns(self, now_ns: int) -> int:
         """When ``step`` must be called again at the latest."""
         due = self._next_tick_ns
-        if self._uncommitted:
-            due = min(due, self._commit_ns(self._uncommitted[0], now_ns))
-        if self._open and self._open[0].committed:
-            due = min(due, self._close_ns(self._open[0], now_ns))
-        gate_ns = self._gate.next_due_ns(now_ns)
-        return due if gate_ns is None else min(due, gate_ns)
+        parts_ns = self._parts.next_due_ns(now_ns)
+        if parts_ns is not None and parts_ns < due:
+            due = parts_ns
+        edge_ns = self.next_edge_ns(now_ns)
+        return due if edge_ns is None else min(due, edge_ns)
 
     def next_edge_ns(self, now_ns: int) -> int | None:
-        """When the gate's output must move next: the instant worth spinning for."""
-        return self._gate.next_due_ns(now_ns)
+        """When a gate's output must move next: the instant worth spinning for."""
+        due: int | None = None
+        for gate in self._gates.values():
+            edge_ns = gate.next_due_ns(now_ns)
+            if edge_ns is not None and (due is None or edge_ns < due):
+                due = edge_ns
+        return due
 
     @property
     def state(self) -> StateName:
@@ -285,152 +384,64 @@ class Rejector:
     @property
     def in_flight(self) -> int:
         """Parts numbered whose record is not yet acknowledged as committed."""
-        return len(self._open) + self._unacknowledged_parts
+        return len(self._parts.open) + self._journal.parts_waiting
 
     # --- parts ------------------------------------------------------------------------------------------------
 
     def _new_part(self, trigger_ns: int, now_ns: int) -> None:
-        header = self._books.header
-        number = header.next_part
-        header.next_part += 1
-        # Once full, one unbroken stretch of numbers is told as unrecorded, until there is room again.
-        if self._unrecorded or self._books.free <= _RESERVE + 2 * len(self._open):
-            self._unrecorded.append(number)
-            self.alarms.raise_("books_full", f"part {number}", now_ns)
+        part = self._parts.admit(trigger_ns, self._slip.mm if self._slip else 0.0, now_ns)
+        if part is None:
+            self.alarms.raise_("books_full", f"part {self._parts.unrecorded[-1]}", now_ns)
             self._look(now_ns)
             return
-        part = OpenPart(
-            part=number,
-            trigger_ns=trigger_ns,
-            trigger_mm=self._belt.position_mm(trigger_ns),
-            wall_us=self._clock.wall_us(trigger_ns),
-            clock=self._clock.quality(),
-            recipe=self.plan.recipe,
-            recipe_number=self.plan.recipe_number,
-        )
-        part.deadline_ns = self._commit_ns(part, now_ns)
-        self._books.write_header()
-        self._books.put(PART, number, encode(part.kept()))
-        self._open.append(part)
-        self._uncommitted.append(part)
-        self._by_number[number] = part
+        if isinstance(self._belt, EncoderBelt):
+            self._pulses_at_edge = self._belt.pulses
+            if trigger_ns >= self._belt.newest_ns:
+                self._unplaced.append(part)
         if self._inspect is not None:
-            self._effects.to_inspect.append(Trigger(number, trigger_ns, part.deadline_ns, part.recipe))
-
-    def _commit_ns(self, part: OpenPart, now_ns: int) -> int:
-        return self._gate.edge_ns(part.trigger_mm, now_ns) - self._deadline_ns
-
-    def _commit(self, part: OpenPart, now_ns: int) -> None:
-        self._judge(part, now_ns)
-        held = self._gate.held
-        if part.planned == "accept" and self._state != "running" and held is None:
-            # A gate that cannot be held rejects each part by itself in every state but running (law 3).
-            part.planned, part.reason = "reject", self._hold_reason()
-        if part.planned == "reject":
-            part.window = self._gate.plan(part.part, part.trigger_mm, now_ns)
-        if part.judged in ("late", "blind", "missed") and self.plan.on_late == "stop":
-            self.alarms.raise_("on_late_stop", f"part {part.part} is {part.judged}", now_ns)
-
-    def _judge(self, part: OpenPart, now_ns: int) -> None:
-        part.committed = True
-        part.judged, part.cause = final_verdict(part)
-        part.planned, part.reason = dispose(part.judged, self.plan)
-        part.deadline_ns = self._commit_ns(part, now_ns)
-        part.due_ns = part.deadline_ns + self._deadline_ns
-
-    def _close_ns(self, part: OpenPart, now_ns: int) -> int:
-        leave_ns = self._belt.time_at(self._gate.leave_mm(part.trigger_mm), now_ns)
-        return max(leave_ns, self._gate.end_ns(part.window, now_ns)) if part.window else leave_ns
-
-    def _close_at_gate(self, part: OpenPart, now_ns: int) -> None:
-        hit = self._gate.hit_by(part.trigger_mm, part.window)
-        disposition, disposed_by = what_happened(part, hit)
-        if disposition == "accept" and part.planned == "reject":
-            self.alarms.raise_("reject_failed", f"part {part.part}", now_ns)
-        error_ns = hit.error_ns if hit is not None and hit is part.window else None
-        account = self._close(part, disposition, disposed_by, error_ns)
-        self.alarms.count_part(account, now_ns)
-        if self._open:
-            self._gate.forget_before(self._open[0].trigger_mm)
-
-    def _close(self, part: OpenPart, disposition: Any, disposed_by: Any, error_ns: int | None) -> PartClosed:
-        header = self._books.header
-        account = closed(part, header.next_n, header.run, disposition, disposed_by, error_ns)
-        self._keep(account)
-        self._books.drop(PART, part.part)
-        self._by_number.pop(part.part, None)
-        if self._open and self._open[0] is part:
-            self._open.popleft()
-        elif part in self._open:
-            self._open.remove(part)
-        if self._uncommitted and self._uncommitted[0] is part:
-            self._uncommitted.popleft()
-        self._last_closed = part.part
-        return account
+            self._effects.to_inspect.append(self._parts.trigger_of(part))
 
     def _two_parts_touch(self) -> None:
         self._count(Seen.DOUBLE.value)
-        if self._open and not self._open[-1].committed:
-            self._open[-1].forced = "double"
+        self._parts.touch(touching=True)
 
-    def _close_recovered(self, parts: dict[int, bytes], already: set[int]) -> int:
-        """Parts found in the memory of a killed process: verdict kept, else late; rejected, by the purge."""
-        count = 0
-        for number in sorted(parts):
-            kept = decode_kept(parts[number])
-            if number in already:
-                self._books.drop(PART, number)
-                continue
-            part = OpenPart(
-                kept.part, kept.trigger_ns, self._belt.position_mm(kept.trigger_ns), kept.wall_us, kept.clock,
-                kept.recipe, kept.recipe_number, kept.verdict, kept.heard_ns,
-            )  # fmt: skip
-            self._judge(part, kept.trigger_ns)
-            self._close(part, "reject", "purge", None)
-            count += 1
-        return count
-
-    # --- journal -------------------------------------------------------------------------------------------------
-
-    def _keep(self, message: PartClosed | Event) -> None:
-        header = self._books.header
-        header.next_n = message.n + 1
-        self._books.put(JOURNAL, message.n, encode(message))
-        self._books.write_header()
-        self._restore(message)
-        self._effects.journalled.append(message)
-
-    def _restore(self, message: PartClosed | Event) -> None:
-        self.journal[message.n] = message
-        self._unacknowledged_parts += isinstance(message, PartClosed)
-
-    def _event(self, kind: str, data: dict[str, Any], now_ns: int) -> None:
-        header = self._books.header
-        wall_us, quality = self._clock.wall_us(now_ns), self._clock.quality()
-        try:
-            self._keep(Event(header.next_n, kind, now_ns, wall_us, quality, data, header.run))
-        except BooksFull:
-            self._count("events_lost")  # told in the status; parts keep the last slots
+    def _account(self, account: PartClosed, part: OpenPart, now_ns: int) -> None:
+        """A part closed at the gates."""
+        if account.disposition == "accept" and account.disposed_by == "fault":
+            self.alarms.raise_("reject_failed", f"part {account.part}", now_ns)
+        self.alarms.count_part(account, now_ns)
+        if part.stuck:
+            self.alarms.raise_("confirm_stuck", f"part {account.part}", now_ns)
+        if self._slip is not None and not part.seen_at_gate:
+            self._unseen += 1
+            self._count("gate_eye_missed")
+            if self._unseen >= _UNSEEN_LIMIT:
+                self.alarms.raise_("gate_eye_lost", f"{self._unseen} parts in a row", now_ns)
 
     # --- state -----------------------------------------------------------------------------------------------------
 
     def _unknown_on_belt(self, why: str, now_ns: int) -> None:
-        """Law 6: what lies between camera and gate is not known."""
-        self._event("purge", {"why": why, "distance_mm": self.plan.purge_distance_mm}, now_ns)
-        if self.plan.gate.fails_to_reject:
-            self._purge_until_mm = self._belt.position_mm(now_ns) + self.plan.purge_distance_mm
-        else:  # it cannot be held, or not by a dead box: a person clears the belt
+        """Law 6: what lies between camera and gates is not known."""
+        first = self.plan.purge_distance_mm(self.plan.gate)
+        self._journal.event("purge", {"why": why, "distance_mm": first}, now_ns)
+        position_mm = self._belt.position_mm(now_ns)
+        for name, gate in self.plan.gates.items():
+            if gate.fails_to_reject:
+                self._purge_until_mm[name] = position_mm + self.plan.purge_distance_mm(gate)
+        if not self.plan.fails_to_reject:  # one cannot be held, or not by a dead box: a person clears the belt
             self.alarms.raise_("purge_line_stop", why, now_ns)
             self.alarms.settle("purge_line_stop")
         self._look(now_ns)
 
     def _purge_over(self, now_ns: int) -> bool:
-        if self._purge_until_mm is None or self._belt.position_mm(now_ns) < self._purge_until_mm:
+        """Whether a gate's purge ended. While the belt is told to stand, or parts pass unseen, none does."""
+        if self.alarms.stops_line or self._trigger_lost or self._belt_lost:
             return False
-        if self.alarms.stops_line or self._trigger_lost:
-            return False  # the belt is told to stand, or parts pass unseen: it begins anew afterwards
-        self._purge_until_mm = None
-        return True
+        position_mm = self._belt.position_mm(now_ns)
+        over = [name for name, until_mm in self._purge_until_mm.items() if position_mm >= until_mm]
+        for name in over:
+            del self._purge_until_mm[name]
+        return bool(over)
 
     def _judge_state(self) -> tuple[StateName, str]:
         if code := self.alarms.fault:
@@ -439,7 +450,9 @@ class Rejector:
             return "held", "the line is stopped until a person clears: " + ", ".join(codes)
         if self._trigger_lost:
             return "held", sentence("trigger_lost", self._trigger_lost)
-        if self._purge_until_mm is not None:
+        if self._belt_lost:
+            return "held", sentence("encoder_lost", self._belt_lost)
+        if "gate" in self._purge_until_mm:
             return "purging", "what lies between camera and gate is unknown and is rejected"
         if self._inspect is None:
             return "held", FAULTS["inspect_away"].says
@@ -455,36 +468,48 @@ class Rejector:
         return "fault" if self._state == "fault" else "purge" if self._state == "purging" else "held"
 
     def _look(self, now_ns: int) -> None:
-        """Work out the state; hold or free the gate; tell outputs and reportd what changed."""
+        """Work out the state; hold or free the gates; tell outputs and reportd what changed."""
         was_stopped = bool(self._levels) and not self._levels.get("line_stop", True)
         self._state, self._reason = self._judge_state()
         may_run = not self.alarms.stops_line
-        if was_stopped and may_run and self.plan.gate.fails_to_reject:
+        if was_stopped and may_run and self.plan.fails_to_reject and not isinstance(self._belt, EncoderBelt):
             # The belt stood while we could not see it: positions are void, a purge under way begins anew.
             self._levels["line_stop"] = True
             self._effects.moves.append(Move("line_stop", True, now_ns))
             self._unknown_on_belt("the line was stopped", now_ns)
             return
-        if self._state == "running":
-            self._gate.release(now_ns)
-        elif self.plan.gate.kind == "hold":
-            self._gate.hold(self._hold_reason(), now_ns)
+        self._hold_gates(now_ns)
         self._output("ready", self._state == "running", now_ns)
         self._output("fault", self._state != "fault", now_ns)
         self._output("line_stop", may_run, now_ns)
-        self._move_gate(now_ns)
+        self._move_gates(now_ns)
         self._tell_alarms()
         if (self._state, self._reason) != self._told:
             self._told = (self._state, self._reason)
             self._since_us = self._clock.wall_us(now_ns)
             self._status(now_ns)
 
-    def _move_gate(self, now_ns: int) -> None:
-        due_ns = self._gate.step(now_ns)
-        level = self._gate.rejecting == self.plan.gate.reject_level
-        if due_ns is not None or self._levels.get("gate") is None:
-            self._levels["gate"] = level
-            self._effects.moves.append(Move("gate", level, now_ns if due_ns is None else due_ns))
+    def _hold_gates(self, now_ns: int) -> None:
+        if self._gates["gate"].held:
+            self._held_until_ns = now_ns
+        for name, gate in self._gates.items():
+            can_be_held = self.plan.gates[name].kind == "hold"
+            if self._state != "running" and can_be_held:
+                gate.hold(self._hold_reason(), now_ns)
+            elif name in self._purge_until_mm and can_be_held:
+                gate.hold("purge", now_ns)
+            else:
+                gate.release(now_ns)
+
+    def _move_gates(self, now_ns: int) -> None:
+        for name, gate in self._gates.items():
+            due_ns = gate.step(now_ns)
+            if due_ns is not None or self._levels.get(name) is None:
+                level = gate.rejecting == self.plan.gates[name].reject_level
+                self._levels[name] = level
+                self._effects.moves.append(Move(name, level, now_ns if due_ns is None else due_ns))
+                if name == "gate":
+                    self._home_since_ns = None if gate.rejecting else now_ns
 
     def _output(self, name: str, energised: bool, now_ns: int) -> None:
         if self._levels.get(name) != energised:
@@ -500,7 +525,10 @@ class Rejector:
         self._books.write_header()
         self._output("heartbeat", not self._levels.get("heartbeat", False), now_ns)
         self._watch_trigger(now_ns)
+        self._watch_belt(now_ns)
+        self._watch_proof(now_ns)
         self._watch_books(now_ns)
+        self._guard.step(now_ns, self._home_since_ns)
         self._look(now_ns)
         if self._ticks % STATUS_TICKS == 0:
             self._status(now_ns)
@@ -527,15 +555,68 @@ class Rejector:
         self.alarms.over("trigger_lost", now_ns)
         self._unknown_on_belt("the trigger was lost", now_ns)
 
+    def _no_pulse_between(self) -> bool:
+        belt = self._belt
+        if not isinstance(belt, EncoderBelt) or self._runs is False:
+            return False
+        return belt.pulses == self._pulses_at_edge
+
+    def _watch_belt(self, now_ns: int) -> None:
+        belt = self._belt
+        if not isinstance(belt, EncoderBelt):
+            return
+        since_ns = max(belt.pulse_ns or 0, self._runs_since_ns)
+        if self._runs and now_ns - since_ns > self.plan.stopped_after_ms * MS:
+            self._lose_belt("the drive runs and no pulse comes", now_ns)
+        elif belt.behind_mm > self.plan.purge_distance_mm(self.plan.gate):
+            self._lose_belt(f"the belt ran back {belt.behind_mm:.0f} mm; if it did not, swap input and input_b", now_ns)
+        elif self._belt_lost and belt.pulse_ns is not None and now_ns - belt.pulse_ns < TICK_NS:
+            self._find_belt(now_ns)
+        faults = belt.missing + belt.noise + self._quadrature.lost
+        self.counts.update(encoder_missing=belt.missing, encoder_noise=belt.noise + self._quadrature.lost)
+        if faults - self._pulse_faults >= _PULSE_FAULTS:
+            self.alarms.raise_("encoder_noise", f"{faults} since the start", now_ns)
+        elif belt.pulses - self._pulses_watched >= _PULSES_WATCHED:
+            self.alarms.over("encoder_noise", now_ns)
+        if belt.pulses - self._pulses_watched >= _PULSES_WATCHED:
+            self._pulses_watched, self._pulse_faults = belt.pulses, faults
+
+    def _lose_belt(self, why: str, now_ns: int) -> None:
+        """Where the parts are is not known any more (law 6); the line stops, and a person looks."""
+        if self._belt_lost is not None:
+            return
+        self._belt_lost = why
+        self.alarms.raise_("encoder_lost", why, now_ns)
+        self._unknown_on_belt(f"encoder lost: {why}", now_ns)
+
+    def _find_belt(self, now_ns: int) -> None:
+        """Pulses come again; what lies on the belt is unknown all the same, from here on."""
+        if self._belt_lost is None:
+            return
+        self._belt_lost = None
+        self.alarms.settle("encoder_lost")
+        self._unknown_on_belt("the encoder was lost", now_ns)
+
+    def _watch_proof(self, now_ns: int) -> None:
+        proof = self._parts.proof
+        if proof is None:
+            return
+        for at_ns in proof.take_unexpected(now_ns):
+            held = self._gates["gate"].held is not None or at_ns - self._held_until_ns < 2 * proof.within_ns
+            if not held:  # else it may be one of the parts that nobody knows
+                self._count("unexpected")
+                self.alarms.count_unexpected(now_ns)
+
     def _watch_books(self, now_ns: int) -> None:
         if self._books.half_full:
             self.alarms.raise_("books_waiting", f"{len(self.journal)} records", now_ns)
             return
         self.alarms.over("books_waiting", now_ns)
-        if self._unrecorded:
-            first, last, count = self._unrecorded[0], self._unrecorded[-1], len(self._unrecorded)
-            self._unrecorded.clear()
-            self._event("unrecorded", {"first": first, "last": last, "count": count}, now_ns)
+        unrecorded = self._parts.unrecorded
+        if unrecorded:
+            first, last, count = unrecorded[0], unrecorded[-1], len(unrecorded)
+            unrecorded.clear()
+            self._journal.event("unrecorded", {"first": first, "last": last, "count": count}, now_ns)
             self.alarms.settle("books_full")
 
     def _obey(self, command: Command, now_ns: int) -> tuple[bool, str]:
@@ -557,7 +638,7 @@ class Rejector:
             if raised:
                 self._alarm_wall_us[code] = self._clock.wall_us(at_ns)
             data = {"code": code, "text": text, "latched": latched}
-            self._event("alarm_raised" if raised else "alarm_cleared", data, at_ns)
+            self._journal.event("alarm_raised" if raised else "alarm_cleared", data, at_ns)
 
     def _status(self, now_ns: int) -> None:
         self._effects.to_report.append(
@@ -570,16 +651,17 @@ class Rejector:
                 alive_ns=now_ns,
                 in_flight=self.in_flight,
                 next_part=self._books.header.next_part,
-                last_closed=self._last_closed,
+                last_closed=self._parts.last_closed,
                 alarms=self.alarms.as_messages(self._alarm_wall_us),
                 counts={**self.counts, "consecutive_fails": self.alarms.consecutive_fails},
                 line_stop=bool(self.alarms.stops_line),
             )
         )
 
-    def _count(self, name: str) -> None:
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def _count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
 
     def _take(self) -> Effects:
         effects, self._effects = self._effects, Effects()
+        effects.journalled, self._journal.fresh = self._journal.fresh, []
         return effects
