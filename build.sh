@@ -12,7 +12,7 @@ usage: ./build.sh VERB [arguments]
   demo    the whole line on this computer: set-up, 600 parts, a table (arguments go to `appliance demo`)
   test    the test suite; ends with what stayed dark and why (arguments go to pytest)
   check   ruff, mypy, import directions
-  bench   benches on real hardware (none in this release)
+  bench   benches on real hardware: bench reject (how far a gate's edge lies from its due time; two minutes)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
 TEXT
 }
@@ -39,7 +39,15 @@ do_check() {
 }
 
 do_bench() {
-  refuse "no bench in this release yet"
+  local bench=${1:-}
+  case $bench in
+    reject) ;;
+    *) refuse "no bench '$bench'; there is: reject" ;;
+  esac
+  shift
+  set_up
+  cd "$here"
+  exec "$venv/bin/python" -m "tests.bench.bench_$bench" "$@"
 }
 
 # ---- set-up -------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--ppm", type=float, default=600.0)
         one.add_argument("--seed", type=int, default=1)
         one.add_argument("--fast", action="store_true", help="virtual time")
+        one.add_argument("--line", choices=("steady", "stops", "ramp", "close", "divert", "slip"), default="steady",
+                         help="how the belt behaves; see appliance/twin/scenarios.py")
         one.add_argument("--hard", action="store_true", help="defects fainter than the bundle promises")
         one.add_argument("--good", type=Path, help="photographs of good parts")
         one.add_argument("--bad", type=Path, help="photographs of defective parts")
@@ -177,7 +179,8 @@ def _rehearse(options: argparse.Namespace) -> int:
             raise ValueError("--good DIR and --bad DIR go together")
         given = rehearse.Options(
             file=options.file or rehearse.SHIPPED, parts=options.parts, ppm=options.ppm, seed=options.seed,
-            hard=options.hard, good=options.good, bad=options.bad, faults=[trouble.parse(one) for one in options.fault],
+            scenario=options.line, hard=options.hard, good=options.good, bad=options.bad,
+            faults=[trouble.parse(one) for one in options.fault],
             operator_s=float(options.operator.rstrip("s")), keep=options.keep, verbose=options.verbose,
         )  # fmt: skip
         result = (fast.rehearse_fast if options.fast else rehearse.rehearse)(given, sys.stdout)

@@ -70,7 +70,7 @@ class Listener:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self._socket.bind(str(path))
-        self._socket.listen(8)
+        self._socket.listen(64)
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -36,15 +36,24 @@ class Output(Protocol):
     """One digital output. The three levels are declared before the first ``set`` and cannot be forgotten.
 
     ``start``: level from open on; ``failure``: level the wiring or far side falls to when this process dies;
-    ``longest_on_ms``: None, or how long it may stay energised before line stop and ``fault``."""
+    ``longest_on_ms``: None, or how long it may stay energised before line stop and ``fault``; ``lead_ns``: how long
+    before its due time a command wants to be handed over, 0 for a pin that moves at once."""
 
     name: str
     start: bool
     failure: bool
     longest_on_ms: int | None
 
+    @property
+    def lead_ns(self) -> int: ...
+
     def set(self, energised: bool, now_ns: int) -> int:
-        """Move the pin; returns the monotonic ns when it moved. Raises OutputLost."""
+        """Move the pin; returns the monotonic ns when it moved. With a lead, ``now_ns`` is the instant at which it is to
+        move, and what is returned the instant at which it will. Raises OutputLost."""
+        ...
+
+    def check(self, now_ns: int) -> None:
+        """Raises OutputLost when what was last set is no longer proved to stand."""
         ...
 
     def close(self) -> None:

@@ -5,16 +5,16 @@ Vendor libraries are imported where a configuration names them, so that rejectd 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.config import Address, Station, find_bundle
 from appliance.paths import Paths
 from appliance.ports import Clock, Input, Output
-from appliance.reject.belt import ConstantBelt
+from appliance.reject.belt import Belt, ConstantBelt, EncoderBelt
 from appliance.reject.daemon import RejectBuild
-from appliance.reject.plan import AlarmPlan, GatePlan, Plan, Window
+from appliance.reject.plan import AlarmPlan, EncoderPlan, GatePlan, Plan, Window
 
 if TYPE_CHECKING:
     from appliance.inspect.daemon import InspectBuild
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from appliance.report.daemon import ReportBuild
 
 _MS = 1_000_000
+_CONTACTS = ("clear", "air_ok", "bin_full", "gate_home", "running")
+_CONTACT_MS = 10.0  # mechanical contacts bounce this long
 _READOUT_ALLOWANCE_NS = 250 * _MS  # a frame that has not arrived by then will not come
 
 
@@ -34,10 +36,10 @@ _READOUT_ALLOWANCE_NS = 250 * _MS  # a frame that has not arrived by then will n
 def plan_of(station: Station) -> Plan:
     """rejectd's numbers."""
     reject, alarms, recipe = station.reject, station.alarms, station.recipe
-    assert station.transport.speed_mm_s is not None and reject.on_review != "divert"  # refused by check
+    transport, divert = station.transport, station.divert
     cameras = [station.cameras[look.camera] for look in recipe.inspect]
     return Plan(
-        speed_mm_s=station.transport.speed_mm_s,
+        speed_mm_s=transport.speed_mm_s or transport.max_speed_mm_s,
         part_mm=station.part_mm,
         gate=GatePlan(reject.kind, reject.energised_means, reject.distance_mm, reject.pulse_ms, reject.response_ms),
         deadline_ms=reject.deadline_ms,
@@ -59,10 +61,46 @@ def plan_of(station: Station) -> Plan:
             missed=Window(alarms.missed.count, alarms.missed.of_last),
             blind=Window(alarms.blind.count, alarms.blind.of_last),
             late=Window(alarms.late.count, alarms.late.of_last),
+            unconfirmed=alarms.unconfirmed,
+            unexpected=alarms.unexpected,
             stops_line=frozenset(alarms.stops_line),
         ),
         line_stop_output=station.outputs.line_stop is not None,
-    )
+        divert=None if divert is None else GatePlan(
+            divert.kind, divert.energised_means, divert.distance_mm, divert.pulse_ms, divert.response_ms
+        ),
+        encoder=None if transport.encoder is None else EncoderPlan(
+            transport.encoder.mm_per_pulse, transport.encoder.input_b is not None
+        ),
+        running_contact=transport.running is not None,
+        stopped_after_ms=transport.stopped_after_ms,
+        confirm_within_ms=reject.confirm.within_ms if reject.confirm else None,
+        gate_eye=reject.gate_eye is not None,
+    )  # fmt: skip
+
+
+def belt_of(station: Station) -> Belt:
+    """The belt as the configuration describes it."""
+    transport = station.transport
+    if transport.encoder is None:
+        return ConstantBelt(transport.speed_mm_s or transport.max_speed_mm_s)
+    return EncoderBelt(transport.encoder.mm_per_pulse, transport.max_speed_mm_s, transport.stopped_after_ms)
+
+
+def inputs_of(station: Station) -> dict[str, Address]:
+    """Digital inputs by role, the trigger's first."""
+    transport, reject = station.transport, station.reject
+    encoder = transport.encoder
+    lines = {
+        "trigger": None if station.trigger.input.scheme == "frame" else station.trigger.input,
+        "encoder": encoder.input if encoder else None,
+        "encoder_b": encoder.input_b if encoder else None,
+        "running": transport.running,
+        "confirm": reject.confirm.input if reject.confirm else None,
+        "gate_eye": reject.gate_eye,
+        **dict(station.inputs),
+    }
+    return {role: line for role, line in lines.items() if line is not None}
 
 
 def frame_rate(camera: Any) -> float:
@@ -75,11 +113,14 @@ def reject_build(station: Station, paths: Paths, clock: Clock) -> RejectBuild:
     plan = plan_of(station)
     gate = plan.gate
     outputs = {"gate": _output("gate", station, station.reject.output, gate.reject_level, gate.longest_on_ms, paths, clock)}
+    if station.divert and plan.divert:
+        level, longest_ms = plan.divert.reject_level, plan.divert.longest_on_ms
+        outputs["divert"] = _output("divert", station, station.divert.output, level, longest_ms, paths, clock)
     for name, address in station.outputs:
         if address is not None:
             outputs[name] = _output(name, station, address, False, None, paths, clock)
-    opener = None if plan.trigger == "frame" else partial(_input, "trigger", station.trigger.input, paths)
-    return RejectBuild(plan, ConstantBelt(plan.speed_mm_s), outputs, opener)
+    inputs = {role: partial(_input, role, line, paths, clock) for role, line in inputs_of(station).items()}
+    return RejectBuild(plan, belt_of(station), outputs, inputs)
 
 
 def _output(
@@ -89,12 +130,45 @@ def _output(
         from appliance.devices.output_nowhere import NowhereOutput
 
         return NowhereOutput(name, start, longest_on_ms, clock)  # photographs: there is no line to act on
+    if address.scheme == "gpio":
+        from appliance.devices.output_gpio import GpioOutput
+
+        return GpioOutput(name, address, start, False, longest_on_ms, clock, _gpio_lines())
+    if address.scheme == "modbus":
+        from appliance.devices.output_modbus import ModbusOutput
+
+        return ModbusOutput(name, address, start, False, longest_on_ms, clock, _coupler(address.host, clock))
     from appliance.devices.output_twin import TwinOutput
 
     return TwinOutput(name, paths.twin_socket, address.name, start, False, longest_on_ms, clock)
 
 
-def _input(name: str, address: Address, paths: Paths) -> Input:
+@cache
+def _gpio_lines() -> Any:
+    """The one factory of this process: it holds every line until the end."""
+    from appliance.devices.gpio import GpiodFactory
+
+    return GpiodFactory()
+
+
+@cache
+def _coupler(host: str, clock: Clock) -> Any:
+    """The process beside rejectd that talks to one remote I/O."""
+    from appliance.devices.modbus_io import ModbusIo
+
+    return ModbusIo(host, clock)
+
+
+def _input(name: str, address: Address, paths: Paths, clock: Clock) -> Input:
+    if address.scheme == "gpio":
+        from appliance.devices.input_gpio import GpioInput
+
+        # In the kernel a debounce would delay each stamp: the photo-eye's bounces are told apart in reject/eye.py.
+        return GpioInput(name, address, _CONTACT_MS if name in _CONTACTS else 0.0, _gpio_lines())
+    if address.scheme == "modbus":
+        from appliance.devices.input_modbus import ModbusInput
+
+        return ModbusInput(name, address, _coupler(address.host, clock))
     from appliance.devices.input_twin import TwinInput
 
     return TwinInput(name, paths.twin_socket, address.name)

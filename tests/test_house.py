@@ -37,6 +37,8 @@ VENDORS = {
     "pymodbus",
     "tensorrt",
 }
+# A factory between two libraries has to know both.
+BETWEEN = {"gpio.py": {"gpiod", "gpiozero"}}
 
 
 def modules(root: Path) -> Iterator[tuple[str, Path]]:
@@ -91,7 +93,7 @@ def forbidden(root: Path) -> list[str]:
             fault = _through_a_wall(name, room, target)
             if fault:
                 found.append(f"{where}:{line}: {fault}")
-        if room == "devices" and len(vendors) > 1:
+        if room == "devices" and len(vendors) > 1 and vendors != BETWEEN.get(path.name):
             found.append(f"{where}: more than one vendor library: {', '.join(sorted(vendors))}")
     return found
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.config.addresses import Address
 from appliance.config.schema import Station
 
+MOST_PULSES_PER_S = 2000
 Found = tuple[tuple[Any, ...], str, str]
 
 
@@ -37,6 +39,12 @@ def remarks(station: Station) -> list[str]:
         told.append("warning: on_late: accept lets parts pass that nobody judged")
     if station.transport.speed_mm_s and station.transport.running is None:
         told.append("warning: without transport.running a stop of the belt is not seen")
+    if station.transport.encoder and station.transport.encoder.input_b is None:
+        told.append("warning: without transport.encoder.input_b a belt that runs back is counted forward")
+    if station.transport.encoder and station.transport.running is None:
+        told.append("warning: without transport.running an encoder that died while no part came is not found at once")
+    if station.divert and station.reject.on_review != "divert":
+        told.append("warning: divert takes nothing: reject.on_review is not divert")
     if station.outputs.heartbeat is None:
         told.append("warning: without outputs.heartbeat and a watchdog relay a dead box is not fail-safe")
     if station.simulated:
@@ -49,6 +57,16 @@ def _transport(station: Station) -> list[Found]:
     if (transport.speed_mm_s is None) == (transport.encoder is None):
         return [(("transport",), "exactly one of speed_mm_s and encoder is needed", "write speed_mm_s: 500, or an encoder")]
     reject = station.reject
+    if encoder := transport.encoder:
+        per_s = transport.max_speed_mm_s / encoder.mm_per_pulse
+        if per_s > MOST_PULSES_PER_S:
+            needed = transport.max_speed_mm_s / MOST_PULSES_PER_S
+            text = f"{per_s:.0f} pulses/s at {transport.max_speed_mm_s:g} mm/s; {MOST_PULSES_PER_S} can be counted"
+            return [(("transport", "encoder", "mm_per_pulse"), text, f"use a coarser encoder: at least {needed:g}")]
+        if encoder.mm_per_pulse > station.trigger.min_pitch_mm / 2:
+            text = f"too coarse to tell parts {station.trigger.min_pitch_mm:g} mm apart"
+            instead = f"write at most {station.trigger.min_pitch_mm / 2:g}"
+            return [(("transport", "encoder", "mm_per_pulse"), text, instead)]
     free_ms = reject.distance_mm / fastest_mm_s(station) * 1000 - reject.response_ms - reject.deadline_ms
     if free_ms <= 0:
         return [
@@ -63,8 +81,16 @@ def _transport(station: Station) -> list[Found]:
 
 def _gate(station: Station) -> list[Found]:
     found: list[Found] = []
-    if (station.reject.kind == "pulse" or station.reject.energised_means == "reject") and not station.outputs.line_stop:
-        found.append((("reject",), "a gate that does not fall to reject by itself needs a line stop", "write outputs.line_stop"))
+    for name, gate in (("reject", station.reject), ("divert", station.divert)):
+        falls = gate is None or (gate.kind == "hold" and gate.energised_means == "accept")
+        if not falls and not station.outputs.line_stop:
+            text = "a gate that does not fall to reject by itself needs a line stop"
+            found.append(((name,), text, "write outputs.line_stop"))
+    if station.reject.on_review == "divert" and station.divert is None:
+        found.append((("reject", "on_review"), "there is no second gate", "write a section divert, or reject or accept"))
+    if station.divert and station.divert.distance_mm < station.reject.distance_mm + station.part_mm:
+        least = station.reject.distance_mm + station.part_mm
+        found.append((("divert", "distance_mm"), "a part at the first gate would reach the second", f"write {least:g} or more"))
     for name, camera in station.cameras.items():
         if station.reject.distance_mm <= camera.at_mm:
             instead = f"write more than {camera.at_mm:g}"
@@ -118,15 +144,39 @@ def _look(station: Station, path: tuple[Any, ...], look: Any) -> list[Found]:
 def _lines(station: Station) -> list[Found]:
     found: list[Found] = []
     used: dict[str, str] = {}
-    lines = {"trigger.input": station.trigger.input, "reject.output": station.reject.output}
+    lines: dict[str, Address | None] = {"trigger.input": station.trigger.input, "reject.output": station.reject.output}
+    encoder, confirm = station.transport.encoder, station.reject.confirm
+    lines |= {"transport.encoder.input": encoder.input, "transport.encoder.input_b": encoder.input_b} if encoder else {}
+    lines |= {"reject.confirm.input": confirm.input} if confirm else {}
+    lines |= {"divert.output": station.divert.output} if station.divert else {}
+    lines |= {"transport.running": station.transport.running, "reject.gate_eye": station.reject.gate_eye}
     lines |= {f"outputs.{name}": line for name, line in station.outputs if line}
     lines |= {f"inputs.{name}": line for name, line in station.inputs if line}
     for path, address in lines.items():
+        if address is None:
+            continue
         key = address.text.split("?")[0]
         if key in used and address.scheme not in ("modbus", "frame"):
             found.append((tuple(path.split(".")), f"{key} is used by {used[key]} already", "give each its own line"))
         used[key] = path
-    if station.reject.output.scheme == "modbus" and not station.reject.output.option("watchdog_ms"):
-        instead = "write ?watchdog_ms=500 as the coupler is set"
-        found.append((("reject", "output"), "a Modbus gate needs the coupler's watchdog", instead))
+    return [*found, *_couplers(lines)]
+
+
+def _couplers(lines: dict[str, Address | None]) -> list[Found]:
+    """Remote I/O: what each place may be, and the watchdog without which a dead box leaves a coil as it was."""
+    found: list[Found] = []
+    for path, address in lines.items():
+        if address is None or address.scheme != "modbus":
+            continue
+        at, kind = tuple(path.split(".")), address.path.strip("/").partition("/")[0]
+        output = path.endswith("output") or path.startswith("outputs.")
+        watchdog = address.option("watchdog_ms")
+        if kind not in (("coil",) if output else ("coil", "discrete")):
+            text = f"{address.text} names no coil" + ("" if output else " and no discrete")
+            found.append((at, text, "write modbus://HOST:PORT/coil/0"))
+        elif output and (not watchdog.isdecimal() or int(watchdog) <= 100):
+            instead = "set the coupler's watchdog so that its coils fall, and write it: ?watchdog_ms=500 (more than 100)"
+            found.append((at, "an output of a coupler needs the coupler's own watchdog", instead))
+        elif path.startswith("transport.encoder"):
+            found.append((at, "a coupler is asked every 5 ms: it cannot count pulses", "wire the encoder to gpio://LINE"))
     return found

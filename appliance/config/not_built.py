@@ -33,22 +33,9 @@ def not_built(station: Station) -> list[tuple[tuple[Any, ...], str, str]]:
         refuse(camera.strobe, "cameras", name, "strobe")
         for setting in ("white_balance", "exposure_us", "gain"):  # neither a folder nor the twin has a sensor to set
             refuse(_changed(camera, setting), "cameras", name, setting)
-    refuse(station.trigger.input.scheme in ("gpio", "modbus"), "trigger", "input", instead="write twin://NAME or frame")
-    refuse(station.transport.encoder, "transport", "encoder", instead="write speed_mm_s")
-    refuse(station.transport.running, "transport", "running")
-    refuse(_changed(station.transport, "stopped_after_ms"), "transport", "stopped_after_ms")
-    for setting in ("unconfirmed", "unexpected"):  # nothing confirms yet, so nothing is counted
-        refuse(_changed(station.alarms, setting), "alarms", setting)
+    refuse(station.trigger.input.scheme == "modbus", "trigger", "input", instead="write gpio://LINE, twin://NAME or frame")
     for setting in ("keep_days", "quota_gb"):  # nothing is pruned yet
         refuse(_changed(station.storage.ledger, setting), "storage", "ledger", setting)
-    refuse(station.reject.output.scheme != "twin", "reject", "output", instead="write twin://NAME, or rehearse this file")
-    refuse(station.reject.confirm, "reject", "confirm")
-    refuse(station.reject.gate_eye, "reject", "gate_eye")
-    refuse(station.divert or station.reject.on_review == "divert", "divert")
-    for name, line in station.outputs:
-        refuse(line and line.scheme != "twin", "outputs", name, instead="write twin://NAME")
-    for name, line in station.inputs:
-        refuse(line, "inputs", name)
     refuse(station.challenge, "challenge")
     refuse(station.storage.ledger.durable == "strict", "storage", "ledger", "durable", instead="write group")
     refuse(station.signature == "require", "signature", instead="write warn")

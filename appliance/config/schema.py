@@ -115,6 +115,7 @@ class Divert(Section):
 
     output: LineAddress
     kind: Literal["hold", "pulse"] = "hold"
+    energised_means: Literal["accept", "reject"] = Field("accept", description="accept: de-energised diverts")
     distance_mm: Mm = 700
     pulse_ms: Ms = 60
     response_ms: Ms = 12

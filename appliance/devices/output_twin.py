@@ -12,6 +12,8 @@ from appliance.ports import Clock, OutputLost
 class TwinOutput:
     """ports.Output over RUN/twin.sock. A twin that is not there (yet) is an output that cannot be moved."""
 
+    lead_ns = 0
+
     def __init__(
         self, name: str, path: Path, twin_name: str, start: bool, failure: bool, longest_on_ms: int | None, clock: Clock
     ) -> None:  # fmt: skip
@@ -32,6 +34,9 @@ class TwinOutput:
                 self._socket = None
             raise OutputLost(f"twin output {self._twin_name} does not answer ({why}); is the twin running?") from why
         return at_ns
+
+    def check(self, now_ns: int) -> None:
+        """A pin stands as it was set."""
 
     def close(self) -> None:
         if self._socket:

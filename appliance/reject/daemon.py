@@ -12,12 +12,13 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Union
 
 from appliance.clock import SPIN_NS, become_real_time, spin_until
 from appliance.identity import new_ulid
 from appliance.link import Listener, SocketLink
-from appliance.messages import Ack, Command, Event, FrameSeen, Hello, InspectState, Message, PartClosed, Verdict
+from appliance.messages import Ack, Command, Edge, Event, FrameSeen, Hello, InspectState, Message, PartClosed, Verdict
 from appliance.paths import Paths
 from appliance.ports import Clock, Input, InputLost, LinkClosed, Output, OutputLost
 from appliance.reject.belt import Belt
@@ -34,14 +35,15 @@ _STOP_NS = 1_500 * MS  # how long a stopping rejectd stays for the last records 
 
 @dataclass(frozen=True)
 class RejectBuild:
-    """What wiring hands over. ``outputs`` by role: gate, and where there are: ready, fault, line_stop, heartbeat.
+    """What wiring hands over. ``outputs`` by role: gate, and where there are: divert, ready, fault, line_stop, heartbeat.
 
-    ``open_trigger`` opens the photo-eye, None where each frame is a part."""
+    ``inputs``: how each is opened, by role: trigger (absent where each frame is a part), encoder, encoder_b, running,
+    confirm, gate_eye, clear, air_ok, bin_full, gate_home."""
 
     plan: Plan
     belt: Belt
     outputs: dict[str, Output]
-    open_trigger: Callable[[], Input] | None
+    inputs: dict[str, Callable[[], Input]]
     core: int | None = None
 
 
@@ -55,7 +57,7 @@ class Rejectd:
         self._outputs = build.outputs
         self._lost: dict[str, bool] = {}
         self._energised_ns: dict[str, int] = {}
-        self._trigger: Input | None = None
+        self._inputs: dict[str, Input] = {}
         self._listener = Listener(paths.reject_socket)
         self._strangers: list[SocketLink] = []
         self._inspect: SocketLink | None = None
@@ -73,7 +75,7 @@ class Rejectd:
         new_run = new_ulid(self._clock.wall_us(now_ns), secrets.token_bytes(10))
         first_part = read_ceiling(self._paths) + 1
         self._rejector.start(now_ns, new_run, secrets.token_hex(8), first_part)
-        self._open_trigger(now_ns)
+        self._open_inputs(now_ns)
         self._to_report.extend(self._rejector.journal.values())
         self._apply(self._rejector.step(self._clock.now_ns()), journal_known=True)
 
@@ -96,8 +98,8 @@ class Rejectd:
             self._read_report()
         for output in self._outputs.values():
             output.close()
-        if self._trigger:
-            self._trigger.close()
+        for one in self._inputs.values():
+            one.close()
         for link in (self._inspect, self._report, *self._strangers):
             if link:
                 link.close()
@@ -114,31 +116,34 @@ class Rejectd:
         if self._to_inspect or self._to_report:
             until_ns = min(until_ns, now_ns + 1 * MS)
         readers: list[Union[SocketLink, Listener, Input]] = [self._listener, *self._strangers]
-        readers += [one for one in (self._trigger, self._inspect, self._report) if one is not None]
+        readers += self._inputs.values()
+        readers += [one for one in (self._inspect, self._report) if one is not None]
         # select, not poll: its wait is not rounded up to a whole millisecond.
         select.select(readers, [], [], max(0.0, (until_ns - now_ns) / 1e9))
         if spins and 0 < due_ns - self._clock.now_ns() <= SPIN_NS:
             self._apply(self._rejector.step(spin_until(due_ns)))  # the edge first, the reading after it
 
     def _read(self) -> None:
-        self._read_trigger()
+        self._read_inputs()
         self._accept()
         self._read_inspect()
         self._read_report()
 
-    def _read_trigger(self) -> None:
-        if self._trigger is None:
-            return
-        try:
-            edges = self._trigger.read()
-        except InputLost as why:
-            log.warning("the photo-eye is gone: %s", why)
-            self._trigger.close()
-            self._trigger = None
-            self._rejector.on_trigger_lost(str(why), self._clock.now_ns())
-            return
-        for edge in edges:
-            self._rejector.on_edge(edge, self._clock.now_ns())
+    def _read_inputs(self) -> None:
+        """Edges of all inputs in the order in which they happened: a trigger's place is that of the pulses before it."""
+        edges: list[tuple[int, str, Edge]] = []
+        for role, one in list(self._inputs.items()):
+            try:
+                edges += [(edge.time_ns, role, edge) for edge in one.read()]
+            except InputLost as why:
+                log.warning("input %s is gone: %s", role, why)
+                one.close()
+                del self._inputs[role]
+                self._rejector.on_input_lost(role, str(why), self._clock.now_ns())
+        if len(edges) > 1:
+            edges.sort(key=itemgetter(0))
+        for _, role, edge in edges:
+            self._rejector.on_input(role, edge, self._clock.now_ns())
 
     def _accept(self) -> None:
         while (link := self._listener.accept()) is not None:
@@ -236,7 +241,8 @@ class Rejectd:
         if output is None:
             return
         try:
-            at_ns = output.set(move.energised, self._clock.now_ns())
+            now_ns = self._clock.now_ns()
+            at_ns = output.set(move.energised, max(now_ns, move.due_ns) if output.lead_ns else now_ns)
         except OutputLost as why:
             self._lost[move.output] = move.energised
             log.error("output %s cannot be moved: %s", move.output, why)
@@ -277,27 +283,40 @@ class Rejectd:
 
     # --- watching over pins ------------------------------------------------------------------------------------
 
-    def _open_trigger(self, now_ns: int) -> None:
-        if self._build.open_trigger is None or self._trigger is not None:
-            return
-        try:
-            self._trigger = self._build.open_trigger()
-        except InputLost as why:
-            self._rejector.on_trigger_lost(str(why), now_ns)
-            return
-        self._rejector.on_trigger_back(now_ns)
+    def _open_inputs(self, now_ns: int) -> None:
+        for role, opener in self._build.inputs.items():
+            if role in self._inputs:
+                continue
+            try:
+                self._inputs[role] = opener()
+            except InputLost as why:
+                self._rejector.on_input_lost(role, str(why), now_ns)
+                continue
+            self._rejector.on_input_back(role, now_ns)
 
     def _supervise(self, now_ns: int) -> None:
         if now_ns < self._retry_ns:
             return
         self._retry_ns = now_ns + RETRY_NS
-        self._open_trigger(now_ns)
+        self._open_inputs(now_ns)
         for name, since_ns in self._energised_ns.items():
             longest_ms = self._outputs[name].longest_on_ms
             if longest_ms is not None and now_ns - since_ns > longest_ms * MS:
                 self._rejector.on_longest_on(name, now_ns)
+        for name, output in self._outputs.items():
+            self._rejector.on_lead(name, output.lead_ns)
+            self._check_output(name, output, now_ns)
         if self._lost:
             self._retry_outputs(now_ns)
+
+    def _check_output(self, name: str, output: Output, now_ns: int) -> None:
+        try:
+            output.check(now_ns)
+        except OutputLost as why:
+            if name not in self._lost:
+                log.error("output %s: %s", name, why)
+                self._lost[name] = name in self._energised_ns
+                self._rejector.on_output_lost(name, str(why), now_ns)
 
     def _retry_outputs(self, now_ns: int) -> None:
         for name, energised in list(self._lost.items()):

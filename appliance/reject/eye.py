@@ -34,6 +34,7 @@ class Eye:
     sequence: int = -1
     touching_told: bool = False
     _covered_before_mm: float | None = None
+    _freed_mm: float = float("-inf")
 
     def edge(self, edge: Edge) -> Seen:
         """One edge, in the order of their time stamps."""
@@ -49,8 +50,10 @@ class Eye:
         if not active:
             touching = self._too_long(position_mm)
             self._covered_before_mm, self.covered_mm = self.covered_mm, None
+            self._freed_mm = float("-inf") if self.belt.behind else position_mm
             return Seen.LOST_EDGES if lost else Seen.TOUCHING if touching else Seen.NOTHING
-        if bounce and not lost:
+        trembled = position_mm - self._freed_mm < self.belt.resolution_mm and not self.belt.behind
+        if (bounce or trembled) and not lost:
             # The beam was never really free: what follows lengthens the same covering (and may prove two parts).
             self.covered_mm = position_mm if self._covered_before_mm is None else self._covered_before_mm
             return Seen.BOUNCE

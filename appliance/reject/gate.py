@@ -20,7 +20,7 @@ _FAR_MM = float("inf")
 _TOUCH_NS = 2 * MS  # no valve goes there and back in this time: windows so close are one
 
 
-@dataclass
+@dataclass(eq=False)
 class RejectWindow:
     """One stretch in reject. ``arrive_mm``: belt position as its part's front reaches the gate.
 
@@ -54,6 +54,8 @@ class Gate:
         self._past: deque[RejectWindow] = deque()
         self._on_its_way: list[RejectWindow] = []
         self._hold: RejectWindow | None = None
+        self.lead_ns = 0
+        """How long before its due time the output's driver wants to know of an edge."""
         self.rejecting = True
         """What the output should show now."""
 
@@ -98,7 +100,7 @@ class Gate:
         for window in [one for one in self._on_its_way if one.effect_ns <= now_ns]:
             window.opens_mm = self._belt.position_mm(window.effect_ns)
             self._on_its_way.remove(window)
-        while self._waiting and (edge_ns := self.edge_ns(self._waiting[0].arrive_mm, now_ns)) <= now_ns:
+        while self._waiting and (edge_ns := self.edge_ns(self._waiting[0].arrive_mm, now_ns)) - self.lead_ns <= now_ns:
             window = self._waiting.popleft()
             window.edge_ns, window.pulse_end_ns = edge_ns, edge_ns + self._pulse_ns
             self._past.append(window)
@@ -128,7 +130,7 @@ class Gate:
 
     def next_due_ns(self, now_ns: int) -> int | None:
         """The next instant at which ``step`` has something to do."""
-        due = self.edge_ns(self._waiting[0].arrive_mm, now_ns) if self._waiting else None
+        due = self.edge_ns(self._waiting[0].arrive_mm, now_ns) - self.lead_ns if self._waiting else None
         for window in self._open:
             end_ns = self.end_ns(window, now_ns)
             due = end_ns if due is None or end_ns < due else due

@@ -42,7 +42,7 @@ def decode_kept(payload: bytes) -> KeptPart:
     return _kept_decoder.decode(payload)
 
 
-@dataclass
+@dataclass(eq=False)
 class OpenPart:
     """A numbered part that has not closed. ``forced``: a cause that makes it blind whatever inspectd says."""
 

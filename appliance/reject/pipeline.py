@@ -45,6 +45,11 @@ class Pipeline:
         self.unrecorded: list[int] = []
         self.last_closed = 0
 
+    def lead(self, gate: str, lead_ns: int) -> None:
+        """A gate's driver wants to know its edges so long before they are due; parts are settled in time for it."""
+        self.gates[gate].lead_ns = lead_ns
+        self._deadline_ns = max(round(self._plan.deadline_ms * MS), *(one.lead_ns for one in self.gates.values()), 0)
+
     # --- what comes in -------------------------------------------------------------------------------------------
 
     @property

@@ -1,8 +1,8 @@
 """Proof of reject: does the sensor in the bin see what the gate took, and nothing else? Pure.
 
 A part that a gate took off must pass the sensor within ``within_ms`` after the output's edge (or, where the gate stood
-there already, after the instant at which the edge would have been due). A sensor that is on at that edge proves
-nothing: ``no``, and alarm ``confirm_stuck``.
+there already, after the instant at which the edge would have been due). A sensor that was on before and gives no edge
+proves nothing: ``no``, and alarm ``confirm_stuck``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Proof:
     def take(self, part: int) -> tuple[bool, bool]:
         """(seen, stuck) of a part whose window is over."""
         one = self._expected.pop(part)
-        return one.seen and not one.stuck, one.stuck
+        return one.seen, one.stuck and not one.seen
 
     def take_unexpected(self, now_ns: int) -> list[int]:
         """Instants of edges that no part explains, once none can any more."""

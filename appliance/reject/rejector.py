@@ -40,6 +40,7 @@ TICK_NS = 100 * MS  # heartbeat, alarms, state
 STATUS_TICKS = 2
 _CLICKED_NS = 50 * MS  # shorter contacts of the clear button are not a person's
 _UNSEEN_LIMIT = 3
+_BELT_INPUTS = ("encoder", "encoder_b", "running")
 _PULSES_WATCHED, _PULSE_FAULTS = 1000, 5  # so many of these are not a good encoder
 
 
@@ -97,6 +98,8 @@ class Rejector:
         self._inspect: InspectState | None = None
         self._trigger_lost: str | None = None
         self._belt_lost: str | None = None
+        self._seen_inputs: set[str] = set()
+        self._missing: set[str] = set()
         self._person_hold: str | None = None
         self._last_frame_ns: int | None = None
         self._next_tick_ns = 0
@@ -179,20 +182,28 @@ class Rejector:
         """An input gives no more edges."""
         if role == "trigger":
             self.on_trigger_lost(why, now_ns)
-        elif role in ("encoder", "encoder_b", "running"):
-            self._lose_belt(f"{role}: {why}", now_ns)
+        elif role in _BELT_INPUTS:
+            if role in self._seen_inputs:
+                self._lose_belt(f"{role}: {why}", now_ns)
+            elif self._belt_lost is None:  # at start, not there yet: nothing was lost that a person must look at
+                self._belt_lost = f"{role}: {why}"
+                self._look(now_ns)
+            self._missing.add(role)
         else:
             self._guard.lost(role, now_ns)
             self.alarms.raise_("input_lost", f"{role}: {why}", now_ns)
             self._look(now_ns)
 
     def on_input_back(self, role: str, now_ns: int) -> None:
-        """An input answers again."""
+        """An input answers, for the first time or again."""
+        self._seen_inputs.add(role)
         if role == "trigger":
             self.on_trigger_back(now_ns)
-        elif role in ("encoder", "encoder_b", "running"):
+        elif role in _BELT_INPUTS:
             self._quadrature = Quadrature(self._quadrature.two_channels)  # its levels are told anew
-            self._find_belt(now_ns)
+            self._missing.discard(role)
+            if self._belt_lost and not self._missing and not self.alarms.raised("encoder_lost"):
+                self._believe_belt(now_ns)
         else:
             self.alarms.over("input_lost", now_ns)
 
@@ -320,6 +331,11 @@ class Rejector:
         """The trigger's input answers again; the belt must move on before the gate opens."""
         if self._trigger_lost:
             self._trigger_back(now_ns)
+
+    def on_lead(self, name: str, lead_ns: int) -> None:
+        """How long before its due time an output wants to know of an edge."""
+        if name in self._gates:
+            self._parts.lead(name, lead_ns)
 
     def on_output_lost(self, name: str, why: str, now_ns: int) -> None:
         """An output cannot be moved any more."""
@@ -570,8 +586,6 @@ class Rejector:
             self._lose_belt("the drive runs and no pulse comes", now_ns)
         elif belt.behind_mm > self.plan.purge_distance_mm(self.plan.gate):
             self._lose_belt(f"the belt ran back {belt.behind_mm:.0f} mm; if it did not, swap input and input_b", now_ns)
-        elif self._belt_lost and belt.pulse_ns is not None and now_ns - belt.pulse_ns < TICK_NS:
-            self._find_belt(now_ns)
         faults = belt.missing + belt.noise + self._quadrature.lost
         self.counts.update(encoder_missing=belt.missing, encoder_noise=belt.noise + self._quadrature.lost)
         if faults - self._pulse_faults >= _PULSE_FAULTS:
@@ -582,19 +596,21 @@ class Rejector:
             self._pulses_watched, self._pulse_faults = belt.pulses, faults
 
     def _lose_belt(self, why: str, now_ns: int) -> None:
-        """Where the parts are is not known any more (law 6); the line stops, and a person looks."""
+        """Where the parts are is not known any more (law 6); the line stops, and a person looks.
+
+        On a line that stands no pulse can prove the encoder sound: a clear is believed, and the next loss told anew."""
         if self._belt_lost is not None:
             return
         self._belt_lost = why
         self.alarms.raise_("encoder_lost", why, now_ns)
+        self.alarms.settle("encoder_lost")
         self._unknown_on_belt(f"encoder lost: {why}", now_ns)
 
-    def _find_belt(self, now_ns: int) -> None:
-        """Pulses come again; what lies on the belt is unknown all the same, from here on."""
-        if self._belt_lost is None:
-            return
+    def _believe_belt(self, now_ns: int) -> None:
+        """A person cleared, or its inputs came at last; what lies on the belt is unknown all the same, from here on."""
         self._belt_lost = None
-        self.alarms.settle("encoder_lost")
+        self._runs_since_ns = now_ns
+        self._pulses_at_edge = -1
         self._unknown_on_belt("the encoder was lost", now_ns)
 
     def _watch_proof(self, now_ns: int) -> None:
@@ -622,6 +638,8 @@ class Rejector:
     def _obey(self, command: Command, now_ns: int) -> tuple[bool, str]:
         if command.verb == "clear":
             gone = self.alarms.clear(now_ns)
+            if self._belt_lost and not self._missing and not self.alarms.raised("encoder_lost"):
+                self._believe_belt(now_ns)
             left = ", ".join(self.alarms.stops_line)
             return not left, f"cleared: {', '.join(gone) or 'nothing'}" + (f"; still standing: {left}" if left else "")
         if command.verb == "hold":

@@ -9,11 +9,12 @@ import yaml
 
 from appliance.config import Station, load
 from appliance.config.reader import ReadError, read
+from appliance.twin.scenarios import Scenario, apply
 
 
 def derive(
     file: Path, folder: Path, *, broker: str, speed_mm_s: float | None = None, photographs: bool = False,
-    modbus: str | None = None,
+    modbus: str | None = None, scenario: Scenario | None = None,
 ) -> Path:  # fmt: skip
     """Writes ``folder``/station.yaml and links the bundles beside it; ``modbus``: where its PLC's server listens.
 
@@ -23,6 +24,8 @@ def derive(
         document: dict[str, Any] = read(file.read_bytes()).data
     except ReadError as why:
         raise ValueError(str(why)) from why
+    if scenario is not None:
+        apply(document, scenario)
     for name, camera in document["cameras"].items():
         camera["source"] = f"twin://{name}" + ("?photographs=1" if photographs else "")
         for setting in ("strobe", "exposure_us", "gain", "white_balance"):  # of a sensor that is not there
@@ -30,6 +33,7 @@ def derive(
     if document["trigger"]["input"] not in ("frame",):
         document["trigger"]["input"] = "twin://eye"
     document["reject"]["output"] = "twin://gate"
+    _twin_lines(document)
     outputs = document.get("outputs") or {}
     document["outputs"] = {name: f"twin://{name}" for name in outputs}
     mqtt = document.get("mqtt") or {}
@@ -39,7 +43,8 @@ def derive(
     if modbus:
         document["modbus"] = {"listen": modbus}
     if speed_mm_s is not None:
-        document["transport"]["speed_mm_s"] = speed_mm_s
+        if "encoder" not in document["transport"]:
+            document["transport"]["speed_mm_s"] = speed_mm_s
         document["transport"]["max_speed_mm_s"] = max(speed_mm_s, document["transport"].get("max_speed_mm_s", 800))
     folder.mkdir(parents=True, exist_ok=True)
     bundles = file.resolve().parent / "bundles"
@@ -48,6 +53,26 @@ def derive(
     path = folder / "station.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return path
+
+
+def _twin_lines(document: dict[str, Any]) -> None:
+    """Inputs and the second gate; what the line has no part in (a clear button) stays, as an input that never moves."""
+    transport, reject = document["transport"], document["reject"]
+    if encoder := transport.get("encoder"):
+        encoder["input"] = "twin://encoder"
+        if "input_b" in encoder:
+            encoder["input_b"] = "twin://encoder_b"
+    if transport.get("running"):
+        transport["running"] = "twin://running"
+    if confirm := reject.get("confirm"):
+        confirm["input"] = "twin://confirm"
+    if reject.get("gate_eye"):
+        reject["gate_eye"] = "twin://gate_eye"
+    if divert := document.get("divert"):
+        divert["output"] = "twin://divert"
+    for name, line in (document.get("inputs") or {}).items():
+        if line:
+            document["inputs"][name] = f"twin://{name}"
 
 
 def faster(speed_mm_s: float, ppm: float) -> str:

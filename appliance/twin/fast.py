@@ -11,6 +11,7 @@ import random
 import tempfile
 from bisect import bisect_left
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +19,6 @@ from appliance.clock import VirtualClock, now_ns
 from appliance.config import load
 from appliance.identity import new_ulid
 from appliance.messages import Command, Detail, Edge, InspectState, PartClosed, Trigger, Verdict
-from appliance.reject.belt import ConstantBelt
 from appliance.reject.books import Books
 from appliance.reject.rejector import Effects, Rejector
 from appliance.report.ledger import Ledger
@@ -27,12 +27,13 @@ from appliance.report.reporter import Reporter
 from appliance.report.verify import verify
 from appliance.twin.bank import Answer, Bank, bank_of
 from appliance.twin.derive import derive, faster, pitch_and_speed
-from appliance.twin.line import Line, LineShape
+from appliance.twin.line import Line
 from appliance.twin.rehearse import Options
 from appliance.twin.result import Result, settle
+from appliance.twin.scenarios import SCENARIOS, gate_times, shape_of
 from appliance.twin.score import Truth, percentiles
 from appliance.twin.supply import DEFECTIVE_SHARE
-from appliance.wiring import plan_of
+from appliance.wiring import belt_of, inputs_of, plan_of
 
 # Trigger to verdict in ms at these shares of parts, as measured on a laptop-class machine with the shipped bundle.
 _LATENCY = ((0.0, 14.0), (0.5, 21.0), (0.9, 26.0), (0.99, 45.0), (1.0, 90.0))
@@ -58,15 +59,13 @@ class _Shift:
 
     def __init__(self, options: Options, station: Any, bank: Bank, pitch_mm: float, speed_mm_s: float, folder: Path) -> None:
         self._options, self._bank = options, bank
+        self._scenario = SCENARIOS[options.scenario]
         plan = plan_of(station)
+        self._wired = set(inputs_of(station))
         self._clock = VirtualClock(start_ns=1_000_000_000)
         self._random = random.Random(f"fast {options.seed}")
-        self._rejector = Rejector(plan, ConstantBelt(speed_mm_s), Books(bytearray(Books.bytes_for(_SLOTS)), _SLOTS), self._clock)
-        shape = LineShape(
-            speed_mm_s=speed_mm_s, pitch_mm=pitch_mm, part_mm=station.part_mm, gate_mm=plan.gate.distance_mm,
-            response_ms=plan.gate.response_ms, reject_level=plan.gate.reject_level,
-            obeys_line_stop=station.outputs.line_stop is not None, settle_ms=50.0,
-        )  # fmt: skip
+        self._rejector = Rejector(plan, belt_of(station), Books(bytearray(Books.bytes_for(_SLOTS)), _SLOTS), self._clock)
+        shape = replace(shape_of(station, self._scenario, pitch_mm, speed_mm_s), settle_ms=50.0)
         self._line = Line(shape, options.seed, self._clock.now_ns())
         self._covered_level = station.trigger.edge == "rising"
         self.ledger_file = folder / "ledger.sqlite"
@@ -77,6 +76,7 @@ class _Shift:
         self._detail = (station.active, station.recipe.number, bank.identity)
         self._heap: list[tuple[int, int, Any]] = []
         self._order = self._edges = self._entries = 0
+        self._sequences: dict[str, int] = {}
         self._answers: dict[int, Answer] = {}
         self._next_photograph: deque[Answer] = deque()
         self._item_of: dict[int, Answer] = {}
@@ -96,17 +96,22 @@ class _Shift:
         name, number, identity = self._detail
         rejector.on_inspect(InspectState("ready", "", 1.0, name, number, identity["digest"], {}), start_ns)
         rejector.on_edge(Edge("eye", not self._covered_level, start_ns, 0), start_ns)
+        for role in self._wired - {"trigger", "encoder", "encoder_b"}:
+            rejector.on_input(role, Edge(role, line.level(role), start_ns, 0), start_ns)
         fed = False
         while not (fed and line.done and not rejector.in_flight):
-            now = self._next_instant()
+            now, only_line = self._next_instant()
             clock.advance_to(now)
-            self._answer_due(now)
-            for happened in line.advance(now):
-                self._at_eye(happened, now)
+            if only_line:
+                if not self._advance(now):
+                    continue  # a pulse: what is due has been asked anew
+            else:
+                self._answer_due(now)
+                self._advance(now)
             self._do(rejector.step(now), now)
             for fate in line.fates(now):
                 item = self._item_of.pop(fate.part)
-                self.truths.append(Truth(fate.edge_ns, item.kind, item.size, item.step, fate.bin, fate.arrive_ns))
+                self.truths.append(Truth(fate.edge_ns, item.kind, item.size, item.step, fate.bin, fate.arrive_ns, fate.leave_ns))
                 if len(self.truths) % 20_000 == 0:
                     progress.write(f"\r  {len(self.truths)} parts")
                     progress.flush()
@@ -122,15 +127,36 @@ class _Shift:
         self.counters = {**self._ledger.counts, "in_flight": rejector.in_flight, "run": self._ledger.run}
         self._ledger.close()
 
-    def _next_instant(self) -> int:
+    def _next_instant(self) -> tuple[int, bool]:
+        """(when, whether only the line has something to do)."""
         now = self._clock.now_ns()
         due = self._rejector.next_due_ns(now)
-        next_ns = self._line.next_ns()
-        if next_ns is not None and next_ns < due:
-            due = next_ns
         if self._heap and self._heap[0][0] < due:
             due = self._heap[0][0]
-        return due if due > now else now
+        next_ns = self._line.next_ns()
+        if next_ns is not None and next_ns < due:
+            return max(next_ns, now), True
+        return max(due, now), False
+
+    def _advance(self, now: int) -> bool:
+        """Let the line move on; False when nothing came of it but pulses."""
+        told = False
+        for happened in self._line.advance(now):
+            if happened.where == "encoder":
+                self._rejector.on_pulse(happened.time_ns, happened.covered)
+            elif happened.where:
+                told = True
+                if happened.where in self._wired:
+                    self._tell(happened, now)
+            else:
+                told = True
+                self._at_eye(happened, now)
+        return told
+
+    def _tell(self, happened: Any, now: int) -> None:
+        self._sequences[happened.where] = self._sequences.get(happened.where, 0) + 1
+        edge = Edge(happened.where, happened.covered, happened.time_ns, self._sequences[happened.where])
+        self._rejector.on_input(happened.where, edge, now)
 
     def _answer_due(self, now: int) -> None:
         while self._heap and self._heap[0][0] <= now:
@@ -162,11 +188,14 @@ class _Shift:
             return self._next_photograph.popleft()
         if self._random.random() < DEFECTIVE_SHARE:
             return bank.bad[int(self._random.random() * len(bank.bad))]
+        if self._scenario.review_share and self._random.random() < self._scenario.review_share:
+            good = bank.good[int(self._random.random() * len(bank.good))]
+            return replace(good, verdict="review", cause=None)
         return bank.good[int(self._random.random() * len(bank.good))]
 
     def _do(self, effects: Effects, now: int) -> None:
         for move in effects.moves:
-            if move.output in ("gate", "line_stop"):
+            if move.output in ("gate", "divert", "line_stop"):
                 self._line.set_output(move.output, move.energised, now)
             self._rejector.moved(move, now)
         for message in effects.to_inspect:
@@ -242,14 +271,17 @@ def rehearse_fast(options: Options, out: TextIO) -> Result:
     if options.faults:
         raise ValueError("--fault plays in real time: leave out --fast")
     original = load(options.file, built_only=False)
+    scenario = SCENARIOS[options.scenario]
     pitch_mm, speed_mm_s, raised = pitch_and_speed(original, options.ppm)
+    pitch_mm = scenario.pitch_mm or pitch_mm
     if raised:
         out.write(faster(speed_mm_s, options.ppm))
+    out.write(f"line: {options.scenario}: {scenario.says}\n")
     with tempfile.TemporaryDirectory(prefix="appl-") as scratch:
         folder = options.keep or Path(scratch)
         file = derive(
             options.file, folder, broker="mqtt://127.0.0.1:1883", speed_mm_s=speed_mm_s if raised else None,
-            photographs=options.good is not None,
+            photographs=options.good is not None, scenario=scenario,
         )  # fmt: skip
         station = load(file)
         bank = bank_of(station, None, options.hard, options.good, options.bad, out)
@@ -260,7 +292,7 @@ def rehearse_fast(options: Options, out: TextIO) -> Result:
         whole, told = verify(shift.ledger_file)
         half_pitch_ns = round(pitch_mm / speed_mm_s * 5e8)
         shift.records.sort(key=lambda record: int(record["monotonic_ns"]))
-        result = settle(shift.truths, shift.records, half_pitch_ns, shift.excused, shift.counters)
+        result = settle(shift.truths, shift.records, half_pitch_ns, shift.excused, shift.counters, gate_times(station))
         if not whole:
             result.problems.append(told)
         if not bank.model_rehearsed:

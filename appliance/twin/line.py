@@ -1,22 +1,27 @@
-"""The line's physics: belt, photo-eye, gate with its lag, and where each part ends. Pure: no clock, no I/O.
+"""The line's physics: belt, photo-eyes, encoder, gates, bins, and where each part ends. Pure: no clock, no I/O.
 
 All places are belt travel in mm: a part's ``eye_mm`` is where the belt stands as the part's front reaches the eye.
 Who drives the line (the twin's process in real time, ``rehearse --fast`` on a virtual clock) calls ``set_output`` when
-an output moved, ``advance`` when time has come, and ``fates`` for parts that are far enough behind the gate.
+an output moved, ``advance`` when time has come, and ``fates`` for parts that are far enough behind the gates.
 """
 
 from __future__ import annotations
 
+import math
 import random
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from appliance.twin.flap import Flap
+from appliance.twin.travel import Travel, profile
+
 MS = 1_000_000  # ns
-Bin = Literal["good", "reject", "belt"]
+Bin = Literal["good", "reject", "divert", "belt"]
 _PITCH_JITTER = 0.03  # of the pitch, either way: parts laid by a feeder, not by a screw
-_RESPONSE_JITTER_MS = 0.3  # a 5/2-way valve repeats to some tenths of a millisecond
-_BACK_MS = 2.0  # the gate is spring-loaded: the way back is short
+_FALL_MS = 25.0  # from gate to the sensor in the bin
+_SEEN_MS = 10.0  # how long it sees a part
 # A level is stamped when the driver moved it but may be read later; no part's fate is looked at before this is over.
 SETTLE_MS = 300.0
 
@@ -29,10 +34,20 @@ class CameraPlace(NamedTuple):
     offset_ns: int
 
 
+class GateShape(NamedTuple):
+    """A second gate, as built."""
+
+    gate_mm: float
+    response_ms: float
+    reject_level: bool
+
+
 @dataclass(frozen=True)
 class LineShape:
     """The line as built. ``reject_level``: level of the gate's output that rejects (de-energised is False);
-    ``obeys_line_stop``: the drive hangs on the station's ``line_stop`` output, and stands until it is energised."""
+    ``obeys_line_stop``: the drive hangs on the station's ``line_stop`` output, and stands until it is energised;
+    ``encoder_mm``: belt per pulse, 0 = no encoder; ``quarters``: both channels are told, edge by edge, not the pulse;
+    ``slip_mm``: how far parts slide on the belt before the gate, to and fro over some hundred parts."""
 
     speed_mm_s: float
     pitch_mm: float
@@ -43,23 +58,33 @@ class LineShape:
     obeys_line_stop: bool = False
     cameras: tuple[CameraPlace, ...] = ()
     settle_ms: float = SETTLE_MS
+    profile: str = "steady"
+    encoder_mm: float = 0.0
+    quarters: bool = False
+    divert: GateShape | None = None
+    confirm: bool = False
+    gate_eye: bool = False
+    slip_mm: float = 0.0
 
 
 class Happened(NamedTuple):
-    """Something at the line at ``time_ns``: the eye was covered or freed (``camera`` empty), or a camera exposed.
-
-    ``part`` is the twin's own number from 0 on, -1 where no part began it (a glint, a touching part)."""
+    """Something at the line at ``time_ns``. ``where``: "" the eye was covered or freed; a camera's name: it exposed;
+    ``encoder``: a pulse forward (True) or back, ``encoder_a``/``encoder_b``: a channel's level; ``gate_eye``,
+    ``confirm``, ``running``: their level. ``part`` is the twin's own number from 0 on, -1 where none began it."""
 
     time_ns: int
     part: int
     covered: bool
-    camera: str = ""
+    where: str = ""
+
+
+SENSORS = ("encoder", "encoder_a", "encoder_b", "gate_eye", "confirm", "running")
 
 
 class Fate(NamedTuple):
     """Where a part ended. ``gate_ns``: (opened, closed) of the stretch in reject that hit it; closed 0 = still open.
 
-    ``arrive_ns``/``leave_ns``: while it stood at the gate; 0 where the belt never took it there."""
+    ``arrive_ns``/``leave_ns``: while it stood at the first gate; 0 where the belt never took it there."""
 
     part: int
     edge_ns: int
@@ -69,80 +94,66 @@ class Fate(NamedTuple):
     gate_ns: tuple[int, int] | None
 
 
-class _Stretch(NamedTuple):
-    """The belt from ``start_ns`` on: standing at ``start_mm``, or running from there."""
-
-    start_ns: int
-    start_mm: float
-    runs: bool
+@dataclass
+class _Part:
+    number: int
+    eye_mm: float
+    edge_ns: int
+    arrive_mm: float
+    told_at_gate: int = 0
+    proved: bool = False
 
 
 class Line:
-    """One line. The seed fixes the parts' places and the valve's jitter."""
+    """One line. The seed fixes the parts' places, the belt's moods and the valves' jitter."""
 
     def __init__(self, shape: LineShape, seed: int, now_ns: int = 0) -> None:
         self.shape = shape
         self._pitch_random = random.Random(f"pitch {seed}")
-        self._valve_random = random.Random(f"valve {seed}")
-        self._mm_per_ns = shape.speed_mm_s / 1e9
-        self._ns_per_mm = 1e9 / shape.speed_mm_s
-        self._belt = [_Stretch(now_ns, 0.0, not shape.obeys_line_stop)]
+        self._travel = Travel(now_ns, shape.speed_mm_s, not shape.obeys_line_stop, profile(shape.profile, seed))
+        valve = random.Random(f"valve {seed}")
+        self._gate = Flap(self._travel, shape.response_ms, shape.reject_level, valve, now_ns)
+        self._divert = None
+        if shape.divert:
+            second = random.Random(f"second valve {seed}")
+            self._divert = Flap(self._travel, shape.divert.response_ms, shape.divert.reject_level, second, now_ns)
         self._last_ns = now_ns
         self._parts_left = 0
         self._next_part = 0
         self._first_mm = 0.0
-        self._next_mm = 0.0
-        self._at_eye: deque[float] = deque()  # where each covering part will have left the eye
+        # The eye's beam: fronts and ends of parts in the order of their places, and how many of them have passed it.
+        self._marks: list[tuple[float, bool, int]] = []
+        self._passed = 0
+        self._covering = 0
         self._glints: deque[tuple[float, bool]] = deque()
         self._glint_wanted = False
         self._exposures: list[deque[tuple[float, int]]] = [deque() for _ in shape.cameras]
-        self._to_gate: deque[tuple[int, float, int]] = deque()  # (part, eye_mm, edge_ns)
-        # Stretches in reject as [opened_ns, closed_ns or None]; the de-energised side holds from the beginning.
-        self._rejects: deque[list[int | None]] = deque()
-        if not shape.reject_level:
-            self._rejects.append([now_ns, None])
-        self._gate_level = False
+        self._to_gate: deque[_Part] = deque()
+        self._at_gate_eye: deque[_Part] = deque()
+        self._to_prove: deque[_Part] = deque()
+        self._soon: list[Happened] = []
+        self._step_mm = shape.encoder_mm / 4 if shape.quarters else shape.encoder_mm
+        self._steps = 0
+        self._next: tuple[int | None, str] | None = None  # what _next_crossing said, until something changes it
 
     # --- what the outputs do --------------------------------------------------------------------------------
 
     def set_output(self, role: str, energised: bool, time_ns: int) -> None:
-        """The output ``gate`` or ``line_stop`` moved (or fell, its driver being gone) at ``time_ns``."""
+        """The output ``gate``, ``divert`` or ``line_stop`` moved (or fell, its driver being gone) at ``time_ns``."""
         if role == "gate":
-            self._move_gate(energised, time_ns)
-        elif role == "line_stop" and self.shape.obeys_line_stop:
-            self._drive(energised, time_ns)
-
-    def _move_gate(self, energised: bool, time_ns: int) -> None:
-        if energised == self._gate_level:
-            return
-        self._gate_level = energised
-        if energised == self.shape.reject_level:
-            jitter_ms = self._valve_random.uniform(-_RESPONSE_JITTER_MS, _RESPONSE_JITTER_MS)
-            self._open_gate(time_ns + round(max(0.0, self.shape.response_ms + jitter_ms) * MS))
-        else:
-            self._close_gate(time_ns + round(_BACK_MS * MS))
-
-    def _open_gate(self, at_ns: int) -> None:
-        last = self._rejects[-1] if self._rejects else None
-        if last is not None and last[1] is not None and last[1] >= at_ns:
-            last[1] = None  # it was on its way back and never left
-        else:
-            self._rejects.append([at_ns, None])
-
-    def _close_gate(self, at_ns: int) -> None:
-        last = self._rejects[-1]
-        if last[0] is not None and last[0] >= at_ns:
-            self._rejects.pop()  # told back before it had arrived
-        else:
-            last[1] = at_ns
-
-    def _drive(self, runs: bool, time_ns: int) -> None:
-        belt = self._belt[-1]
-        if runs == belt.runs:
-            return
-        # What has already happened at the eye stays so: the brake takes hold after it.
-        at_ns = max(time_ns, self._last_ns, belt.start_ns)
-        self._belt.append(_Stretch(at_ns, self.position_mm(at_ns), runs))
+            self._gate.move(energised, time_ns)
+        elif role == "divert" and self._divert is not None:
+            self._divert.move(energised, time_ns)
+        elif role == "line_stop" and self.shape.obeys_line_stop and energised != self._travel.runs:
+            # What has already happened at the eye stays so: the brake takes hold after it.
+            at_ns = max(time_ns, self._last_ns, self._travel.now.start_ns)
+            self._soon += self.advance(at_ns)  # and what happened before it, if nobody has asked yet
+            moved = bool(self._travel.now.mm_per_ns)
+            self._travel.drive(energised, at_ns)
+            self._next = None
+            moves = bool(self._travel.now.mm_per_ns)
+            if moves != moved:
+                self._soon.append(Happened(at_ns, -1, moves, "running"))
 
     # --- parts ------------------------------------------------------------------------------------------------
 
@@ -162,7 +173,13 @@ class Line:
     def _place_next(self) -> None:
         pitch_mm = self.shape.pitch_mm
         jitter = self._pitch_random.uniform(-_PITCH_JITTER, _PITCH_JITTER)
-        self._next_mm = self._first_mm + (self._next_part + jitter) * pitch_mm
+        eye_mm = self._first_mm + (self._next_part + jitter) * pitch_mm
+        self._next = None
+        insort(self._marks, (eye_mm, True, self._next_part))
+        insort(self._marks, (eye_mm + self.shape.part_mm, False, self._next_part))
+        if self._passed > 400:
+            del self._marks[:200]
+            self._passed -= 200
 
     @property
     def done(self) -> bool:
@@ -171,24 +188,40 @@ class Line:
 
     @property
     def runs(self) -> bool:
-        """The belt moves."""
-        return self._belt[-1].runs
+        """The drive is on."""
+        return self._travel.runs
 
     @property
     def rejecting(self) -> bool:
         """What the gate was last told: it stands in reject, or is on its way there."""
-        return self._gate_level == self.shape.reject_level
+        return self._gate.rejecting
 
     def covered(self) -> bool:
         """The eye's beam is covered now (as of the last ``advance``)."""
-        return bool(self._at_eye)
+        return self._covering > 0
+
+    def level(self, where: str) -> bool:
+        """A sensor's level now, for a device that opens it."""
+        if where == "encoder_a":
+            return self._steps % 4 in (1, 2)
+        if where == "encoder_b":
+            return self._steps % 4 in (2, 3)
+        if where == "running":
+            return bool(self._travel.now.mm_per_ns)
+        return where in ("air_ok", "bin_full", "gate_home")
 
     # --- time -------------------------------------------------------------------------------------------------
 
     def next_ns(self) -> int | None:
-        """When something happens at the eye or a camera next; None while nothing will."""
-        next_mm = self._next_eye_mm()
-        due_ns = None if next_mm is None else self._when(next_mm)
+        """When something happens next; None while nothing will."""
+        self._next = self._next or self._next_crossing()
+        due_ns = self._next[0]
+        switch_ns = self._travel.switch_ns
+        if switch_ns is not None and (due_ns is None or switch_ns < due_ns):
+            due_ns = switch_ns
+        if self._soon:
+            soon_ns = min(one.time_ns for one in self._soon)
+            due_ns = soon_ns if due_ns is None else min(due_ns, soon_ns)
         for camera, waiting in zip(self.shape.cameras, self._exposures):
             if waiting and (exposure_ns := self._exposure_ns(camera, waiting[0][0])) is not None:
                 due_ns = exposure_ns if due_ns is None else min(due_ns, exposure_ns)
@@ -197,45 +230,113 @@ class Line:
     def advance(self, now_ns: int) -> list[Happened]:
         """All that happened since the last call, up to ``now_ns``, in the order of time."""
         happened: list[Happened] = []
-        while (next_mm := self._next_eye_mm()) is not None:
-            time_ns = self._when(next_mm)
+        while True:
+            self._next = self._next or self._next_crossing()
+            time_ns, what = self._next
+            switch_ns = self._travel.switch_ns
+            if switch_ns is not None and switch_ns <= now_ns and (time_ns is None or switch_ns < time_ns):
+                self._last_ns = max(self._last_ns, switch_ns)
+                moved = bool(self._travel.now.mm_per_ns)
+                self._travel.switch()
+                self._next = None
+                moves = bool(self._travel.now.mm_per_ns)
+                if moves != moved:
+                    happened.append(Happened(switch_ns, -1, moves, "running"))
+                continue
             if time_ns is None or time_ns > now_ns:
                 break
             self._last_ns = max(self._last_ns, time_ns)
-            self._at_the_eye(next_mm, self._last_ns, happened)
+            self._next = None
+            self._cross(what, self._last_ns, happened)
         if self.shape.cameras:
             self._expose(now_ns, happened)
+        if self._to_prove:
+            self._prove(now_ns)
+        if self._soon:
+            self._tell_soon(now_ns, happened)
         return happened
 
-    def _next_eye_mm(self) -> float | None:
-        next_mm = self._next_mm if self._parts_left else None
-        if self._at_eye and (next_mm is None or self._at_eye[0] <= next_mm):
-            next_mm = self._at_eye[0]
-        if self._glints and (next_mm is None or self._glints[0][0] <= next_mm):
-            next_mm = self._glints[0][0]
-        return next_mm
+    def _next_crossing(self) -> tuple[int | None, str]:
+        """What the belt comes to next, in the stretch under way: a mark of the eye, a glint, a pulse, the gate's eye."""
+        speed = self._travel.now.mm_per_ns
+        if not speed:
+            return None, ""
+        marks, crossing_ns = self._marks, self._travel.crossing_ns
+        best_ns: int | None = None
+        what = ""
+        if speed > 0:
+            if self._passed < len(marks):
+                best_ns, what = crossing_ns(marks[self._passed][0]), "mark"
+            if self._glints:
+                at_ns = crossing_ns(self._glints[0][0])
+                if at_ns is not None and (best_ns is None or at_ns < best_ns):
+                    best_ns, what = at_ns, "glint"
+            if self._at_gate_eye:
+                one = self._at_gate_eye[0]
+                at_ns = crossing_ns(one.arrive_mm + (self.shape.part_mm if one.told_at_gate else 0.0))
+                if at_ns is not None and (best_ns is None or at_ns < best_ns):
+                    best_ns, what = at_ns, "gate_eye"
+        elif self._passed:
+            best_ns, what = crossing_ns(marks[self._passed - 1][0]), "mark"
+        if self._step_mm:
+            at_ns = crossing_ns((self._steps + 1 if speed > 0 else self._steps) * self._step_mm)
+            if at_ns is not None and (best_ns is None or at_ns < best_ns):
+                best_ns, what = at_ns, "step"
+        return best_ns, what
 
-    def _at_the_eye(self, at_mm: float, time_ns: int, happened: list[Happened]) -> None:
-        if self._glints and self._glints[0][0] == at_mm:
+    def _cross(self, what: str, time_ns: int, happened: list[Happened]) -> None:
+        forward = self._travel.now.mm_per_ns > 0
+        if what == "step":
+            self._pulse(forward, time_ns, happened)
+        elif what == "glint":
             happened.append(Happened(time_ns, -1, self._glints.popleft()[1]))
+        elif what == "gate_eye":
+            one = self._at_gate_eye[0]
+            happened.append(Happened(time_ns, -1, not one.told_at_gate, "gate_eye"))
+            if one.told_at_gate:
+                self._at_gate_eye.popleft()
+            one.told_at_gate += 1
+        else:
+            self._at_the_eye(forward, time_ns, happened)
+
+    def _pulse(self, forward: bool, time_ns: int, happened: list[Happened]) -> None:
+        before = self._steps
+        self._steps += 1 if forward else -1
+        if not self.shape.quarters:
+            happened.append(Happened(time_ns, -1, forward, "encoder"))
             return
-        if self._at_eye and self._at_eye[0] == at_mm:
-            self._at_eye.popleft()
-            if not self._at_eye:
-                happened.append(Happened(time_ns, -1, False))
-            return
-        touching = bool(self._at_eye)
-        part = self._next_part
-        self._at_eye.append(at_mm + self.shape.part_mm)
-        self._to_gate.append((part, at_mm, time_ns))
+        channel = "encoder_a" if (before if forward else self._steps) % 2 == 0 else "encoder_b"
+        happened.append(Happened(time_ns, -1, self.level(channel), channel))
+
+    def _at_the_eye(self, forward: bool, time_ns: int, happened: list[Happened]) -> None:
+        at = self._passed if forward else self._passed - 1
+        at_mm, front, number = self._marks[at]
+        self._passed += 1 if forward else -1
+        covers = front == forward
+        was_covered = self._covering > 0
+        self._covering += 1 if covers else -1
+        changed = was_covered != (self._covering > 0)
+        new = forward and front and number == self._next_part
+        if new:
+            self._new_part(number, at_mm, time_ns)
+        if changed:
+            happened.append(Happened(time_ns, number if new else -1, covers))
+
+    def _new_part(self, number: int, eye_mm: float, time_ns: int) -> None:
+        slip_mm = self.shape.slip_mm
+        slid_mm = slip_mm * math.sin(number / 90.0) * math.cos(number / 37.0) if slip_mm else 0.0
+        part = _Part(number, eye_mm, time_ns, eye_mm + self.shape.gate_mm + slid_mm)
+        self._to_gate.append(part)
+        if self.shape.gate_eye:
+            self._at_gate_eye.append(part)
+        if self.shape.confirm:
+            self._to_prove.append(part)
         for waiting in self._exposures:
-            waiting.append((at_mm, part))
-        if not touching:
-            happened.append(Happened(time_ns, part, True))
+            waiting.append((eye_mm, number))
         if self._glint_wanted:
             self._glint_wanted = False
-            self._glints.append((at_mm + 0.3 * self.shape.part_mm, False))
-            self._glints.append((at_mm + 0.6 * self.shape.part_mm, True))
+            self._glints.append((eye_mm + 0.3 * self.shape.part_mm, False))
+            self._glints.append((eye_mm + 0.6 * self.shape.part_mm, True))
         self._next_part += 1
         self._parts_left -= 1
         if self._parts_left:
@@ -243,7 +344,7 @@ class Line:
 
     def _exposure_ns(self, camera: CameraPlace, eye_mm: float) -> int | None:
         """When the camera exposes a part; None while the belt stands before it."""
-        arrive_ns = self._when(eye_mm + camera.at_mm)
+        arrive_ns = self._travel.first_ns(eye_mm + camera.at_mm)
         return None if arrive_ns is None else arrive_ns + camera.offset_ns
 
     def _expose(self, now_ns: int, happened: list[Happened]) -> None:
@@ -257,63 +358,66 @@ class Line:
         if len(happened) > before:
             happened.sort(key=lambda one: one.time_ns)
 
+    def _prove(self, now_ns: int) -> None:
+        """Parts that a flap has taken fall past the sensor in the bin."""
+        while self._to_prove:
+            part = self._to_prove[0]
+            arrive_ns = self._travel.first_ns(part.arrive_mm)
+            if arrive_ns is None or arrive_ns > now_ns:
+                return
+            leave_ns = self._travel.first_ns(part.arrive_mm + self.shape.part_mm)
+            until_ns = now_ns if leave_ns is None else min(now_ns, leave_ns)
+            hit = self._gate.hit(part.arrive_mm, part.arrive_mm + self.shape.part_mm, arrive_ns, until_ns)
+            if hit is None and (leave_ns is None or leave_ns + round(5 * MS) > now_ns):
+                return
+            self._to_prove.popleft()
+            if hit is not None:
+                seen_ns = max(hit[0], arrive_ns) + round(_FALL_MS * MS)
+                self._soon.append(Happened(seen_ns, -1, True, "confirm"))
+                self._soon.append(Happened(seen_ns + round(_SEEN_MS * MS), -1, False, "confirm"))
+
+    def _tell_soon(self, now_ns: int, happened: list[Happened]) -> None:
+        due = [one for one in self._soon if one.time_ns <= now_ns]
+        if due:
+            self._soon = [one for one in self._soon if one.time_ns > now_ns]
+            happened += due
+            happened.sort(key=lambda one: one.time_ns)
+
     def position_mm(self, time_ns: int) -> float:
         """Travel of the belt at an instant, now or before."""
-        stretch = self._belt[-1]
-        if stretch.start_ns > time_ns:
-            stretch = next((one for one in reversed(self._belt) if one.start_ns <= time_ns), self._belt[0])
-        if not stretch.runs:
-            return stretch.start_mm
-        return stretch.start_mm + (time_ns - stretch.start_ns) * self._mm_per_ns
-
-    def time_at(self, position_mm: float) -> int:
-        """When the belt reached (or, running on, will reach) a position."""
-        stretch = self._belt[-1]
-        if stretch.start_mm > position_mm or not stretch.runs:
-            running = (one for one in reversed(self._belt) if one.runs and one.start_mm <= position_mm)
-            stretch = next(running, self._belt[0])
-        return stretch.start_ns + round((position_mm - stretch.start_mm) * self._ns_per_mm)
-
-    def _when(self, position_mm: float) -> int | None:
-        """As ``time_at``; None for a place that a standing belt has not reached."""
-        last = self._belt[-1]
-        if not last.runs and last.start_mm < position_mm:
-            return None
-        return self.time_at(position_mm)
+        return self._travel.position_mm(time_ns)
 
     # --- bins -------------------------------------------------------------------------------------------------
 
     def fates(self, now_ns: int) -> list[Fate]:
-        """Parts that have left the gate for ``settle_ms``, in their order; each is told once."""
+        """Parts that have left the gates for ``settle_ms``, in their order; each is told once."""
         decided: list[Fate] = []
         if not self._to_gate:
             return decided
-        behind_mm = self.position_mm(now_ns - round(self.shape.settle_ms * MS)) - self.shape.gate_mm
-        behind_mm -= self.shape.part_mm
-        while self._to_gate and self._to_gate[0][1] <= behind_mm:
-            decided.append(self._fate(*self._to_gate.popleft()))
+        last_mm = self.shape.divert.gate_mm - self.shape.gate_mm if self.shape.divert else 0.0
+        behind_mm = self.position_mm(now_ns - round(self.shape.settle_ms * MS)) - self.shape.part_mm - last_mm
+        while self._to_gate and self._to_gate[0].arrive_mm <= behind_mm:
+            decided.append(self._fate(self._to_gate.popleft()))
         return decided
 
     def still_on_belt(self) -> list[Fate]:
         """What lies on the belt as it is switched off: parts without a fate."""
-        left = [Fate(part, edge_ns, 0, 0, "belt", None) for part, _, edge_ns in self._to_gate]
+        left = [Fate(part.number, part.edge_ns, 0, 0, "belt", None) for part in self._to_gate]
         self._to_gate.clear()
         return left
 
-    def _fate(self, part: int, eye_mm: float, edge_ns: int) -> Fate:
-        arrive_mm = eye_mm + self.shape.gate_mm
-        leave_mm = arrive_mm + self.shape.part_mm
-        arrive_ns, leave_ns = self.time_at(arrive_mm), self.time_at(leave_mm)
-        hit = self._hit_by(arrive_mm, leave_mm)
-        return Fate(part, edge_ns, arrive_ns, leave_ns, "reject" if hit else "good", hit)
+    def _fate(self, part: _Part) -> Fate:
+        arrive_ns, leave_ns, hit = self._meets(self._gate, part.arrive_mm)
+        if hit:
+            return Fate(part.number, part.edge_ns, arrive_ns, leave_ns, "reject", hit)
+        if self._divert is not None and self.shape.divert is not None:
+            further_mm = self.shape.divert.gate_mm - self.shape.gate_mm
+            *_, hit = self._meets(self._divert, part.arrive_mm + further_mm)
+        return Fate(part.number, part.edge_ns, arrive_ns, leave_ns, "divert" if hit else "good", hit)
 
-    def _hit_by(self, arrive_mm: float, leave_mm: float) -> tuple[int, int] | None:
-        rejects = self._rejects
-        while rejects:
-            opened_ns, closed_ns = rejects[0]
-            assert opened_ns is not None
-            if closed_ns is not None and self.position_mm(closed_ns) <= arrive_mm:
-                rejects.popleft()  # behind this part and so behind all that follow
-                continue
-            return (opened_ns, closed_ns or 0) if self.position_mm(opened_ns) < leave_mm else None
-        return None
+    def _meets(self, flap: Flap, arrive_mm: float) -> tuple[int, int, tuple[int, int] | None]:
+        leave_mm = arrive_mm + self.shape.part_mm
+        arrive_ns, leave_ns = self._travel.first_ns(arrive_mm), self._travel.first_ns(leave_mm)
+        assert arrive_ns is not None and leave_ns is not None  # it lies behind the gate
+        flap.forget_before(arrive_ns)
+        return arrive_ns, leave_ns, flap.hit(arrive_mm, leave_mm, arrive_ns, leave_ns)

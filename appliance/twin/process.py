@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 
 from appliance.clock import SystemClock
 from appliance.link import Listener, SocketLink
 from appliance.messages import Edge, Level, TwinControl, TwinFrame, TwinHello, encode
 from appliance.ports import LinkClosed
-from appliance.twin.line import CameraPlace, Fate, Line, LineShape
+from appliance.twin.line import SENSORS, Fate, Line, LineShape
 from appliance.twin.supply import Item, supply
 
 _AHEAD = 12  # frames rendered before they are due
 _BUFFERS = 4  # of the camera's driver
 _READOUT_NS = 8_000_000
 _MS = 1_000_000
+_INPUT = {"encoder_a": "encoder"}  # the line's word -> the input's name
+_SENSOR = {"encoder": "encoder_a"}
 
 
 @dataclass
@@ -70,12 +73,7 @@ class World:
     def __init__(self, scenario: dict[str, Any]) -> None:
         self._clock = SystemClock()
         self._run = Path(scenario["run_dir"])
-        cameras = tuple(CameraPlace(one["name"], one["at_mm"], round(one["offset_ms"] * _MS)) for one in scenario["cameras"])
-        self._shape = LineShape(
-            speed_mm_s=scenario["speed_mm_s"], pitch_mm=scenario["pitch_mm"], part_mm=scenario["part_mm"],
-            gate_mm=scenario["gate_mm"], response_ms=scenario["response_ms"], reject_level=scenario["reject_level"],
-            obeys_line_stop=scenario["obeys_line_stop"], cameras=cameras,
-        )  # fmt: skip
+        self._shape = msgspec.convert(scenario["shape"], LineShape)
         self._covered_level = bool(scenario["covered_level"])
         self._line = Line(self._shape, scenario["seed"], self._clock.now_ns())
         self._supply = supply(scenario["seed"], scenario["hard"], scenario.get("good"), scenario.get("bad"))
@@ -83,9 +81,9 @@ class World:
         self._shown: dict[int, Item] = {}
         self._truth = open(scenario["truth_file"], "w", encoding="utf-8", buffering=1)
         self._listener = Listener(self._run / "twin.sock")
-        self._cameras = {one.name: _Camera(one.name, self._camera_listener(one.name)) for one in cameras}
+        self._cameras = {one.name: _Camera(one.name, self._camera_listener(one.name)) for one in self._shape.cameras}
         self._links: dict[SocketLink, TwinHello | None] = {}
-        self._edges = 0
+        self._told: dict[SocketLink, int] = {}  # edges told of each input
         self._trouble: dict[str, int] = {}
         self._decided = 0
         self.stopping = False
@@ -99,12 +97,14 @@ class World:
             self._read()
             now_ns = self._clock.now_ns()
             for happened in self._line.advance(now_ns):
-                if happened.camera:
-                    self._expose(happened.camera, happened.part, happened.time_ns)
+                if happened.where in SENSORS:
+                    self._tell_edge(_INPUT.get(happened.where, happened.where), happened.covered, happened.time_ns)
+                elif happened.where:
+                    self._expose(happened.where, happened.part, happened.time_ns)
                 else:
                     if happened.part >= 0:
                         self._shown[happened.part] = self._next_item()
-                    self._tell_edge(happened.covered, happened.time_ns)
+                    self._tell_edge("eye", happened.covered == self._covered_level, happened.time_ns)
             self._deliver(self._clock.now_ns())
             for fate in self._line.fates(now_ns):
                 self._write(fate)
@@ -166,6 +166,7 @@ class World:
 
     def _gone(self, link: SocketLink) -> None:
         hello = self._links.pop(link)
+        self._told.pop(link, None)
         link.close()
         if hello is not None and hello.kind == "output":
             # The line is released: it falls to its de-energised side.
@@ -174,16 +175,17 @@ class World:
     def _welcome(self, link: SocketLink, hello: TwinHello) -> None:
         self._links[link] = hello
         if hello.kind == "input":
-            level = self._line.covered() == self._covered_level
+            eye = self._line.covered() == self._covered_level
+            level = eye if hello.name == "eye" else self._line.level(_SENSOR.get(hello.name, hello.name))
             link.send(Edge(hello.name, level, self._clock.now_ns(), 0))
-            self._edges = 0
+            self._told[link] = 0
 
-    def _tell_edge(self, covered: bool, time_ns: int) -> None:
-        self._edges += 1
+    def _tell_edge(self, name: str, level: bool, time_ns: int) -> None:
         for link, hello in self._links.items():
-            if hello is not None and hello.kind == "input":
+            if hello is not None and hello.kind == "input" and hello.name == name:
+                self._told[link] += 1
                 try:
-                    link.send(Edge(hello.name, covered == self._covered_level, time_ns, self._edges))
+                    link.send(Edge(name, level, time_ns, self._told[link]))
                 except LinkClosed:
                     continue  # the next read sees to it
 

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
+
+import msgspec
 
 from appliance.clock import SystemClock
 from appliance.config import Station, load
@@ -22,9 +24,11 @@ from appliance.messages import Hello, TwinControl
 from appliance.paths import Paths
 from appliance.supervisor import Supervisor
 from appliance.twin.derive import derive, faster, pitch_and_speed
+from appliance.twin.line import CameraPlace
 from appliance.twin.mes import Mes, Network
 from appliance.twin.plc import Figures, Plc
 from appliance.twin.result import Result, read_ledger, read_truth, settle
+from appliance.twin.scenarios import SCENARIOS, gate_times, shape_of
 from appliance.twin.score import percentiles
 from appliance.twin.trouble import Trouble
 
@@ -48,6 +52,7 @@ class Options:
     faults: list[Trouble] = field(default_factory=list)
     operator_s: float = 5.0
     keep: Path | None = None
+    scenario: str = "steady"
     verbose: bool = False
 
 
@@ -71,7 +76,9 @@ class _Rehearsal:
         self._clock = SystemClock()
         self._paths = Paths(folder / "run", folder / "data").make()
         original = load(options.file, built_only=False)
+        self._scenario = SCENARIOS[options.scenario]
         self._pitch_mm, self._speed_mm_s, raised = pitch_and_speed(original, options.ppm)
+        self._pitch_mm = self._scenario.pitch_mm or self._pitch_mm
         if raised:
             out.write(faster(self._speed_mm_s, options.ppm))
         self._raised = raised
@@ -92,7 +99,7 @@ class _Rehearsal:
             file = derive(
                 options.file, self._folder, broker=f"mqtt://127.0.0.1:{network.port}",
                 speed_mm_s=self._speed_mm_s if self._raised else None, photographs=options.good is not None,
-                modbus=f"127.0.0.1:{plc_port}",
+                modbus=f"127.0.0.1:{plc_port}", scenario=self._scenario,
             )  # fmt: skip
             station = load(file, data_dir=self._paths.data)
             mes = Mes(broker_port, station.station)
@@ -136,17 +143,13 @@ class _Rehearsal:
 
     def _start_twin(self, station: Station) -> subprocess.Popen[bytes]:
         options = self._options
-        reject = station.reject
-        cameras = [
-            {"name": camera.source.name, "at_mm": camera.at_mm, "offset_ms": camera.offset_ms}
-            for camera in station.cameras.values()
-        ]
+        shape = shape_of(station, self._scenario, self._pitch_mm, self._speed_mm_s)
+        cameras = tuple(
+            CameraPlace(camera.source.name, camera.at_mm, round(camera.offset_ms * 1e6)) for camera in station.cameras.values()
+        )
         scenario = {
             "run_dir": str(self._paths.run), "truth_file": str(self._folder / "truth.jsonl"), "seed": options.seed,
-            "speed_mm_s": self._speed_mm_s, "pitch_mm": self._pitch_mm, "part_mm": station.part_mm,
-            "gate_mm": reject.distance_mm, "response_ms": reject.response_ms,
-            "reject_level": reject.energised_means == "reject",
-            "obeys_line_stop": station.outputs.line_stop is not None, "cameras": cameras,
+            "shape": msgspec.to_builtins(replace(shape, cameras=cameras, quarters=shape.encoder_mm > 0)),
             "covered_level": station.trigger.edge == "rising", "hard": options.hard,
             "good": str(options.good) if options.good else None, "bad": str(options.bad) if options.bad else None,
         }  # fmt: skip
@@ -254,7 +257,7 @@ class _Rehearsal:
         seqs = [entry["seq"] for entry in (*records, *events)]
         lost = [seq for seq in seqs if seq not in mes.entries]
         ordered = mes.order == sorted(mes.order)
-        result = settle(truths, records, half_pitch_ns, self._excused, mes.retained.get("counters"))
+        result = settle(truths, records, half_pitch_ns, self._excused, mes.retained.get("counters"), gate_times(station))
         result.mqtt = {"published": len(seqs), "received": mes.received, "lost": len(lost), "duplicates": mes.repeats}
         if not whole:
             result.problems.append(told)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from appliance.report.verify import verify
-from appliance.twin.score import VERDICTS, Score, Truth, books_closed, score
+from appliance.twin.score import VERDICTS, GateTimes, Score, Truth, books_closed, score
 
 MOST_FALSE_REJECTS = 0.01
 
@@ -46,7 +46,7 @@ class Result:
             "books_closed": self.closed, "latency_ms": self.latency_ms, "actuation_error_us": self.actuation_error_us,
             "throughput_ppm": self.throughput_ppm, "mqtt": self.mqtt, "modbus": self.modbus,
             "ledger_head": self.ledger_head, "seed": self.seed, "simulated": True,
-            "good_lost_outside_faults": one.good_lost_outside, "untracked": one.untracked,
+            "good_lost_outside_faults": one.good_lost_outside, "good_lost_unsparable": one.unsparable, "untracked": one.untracked,
             "recall_per_kind": {name: {"caught": caught, "of": of} for name, (caught, of) in sorted(one.per_kind.items())},
             "problems": self.failures(), "wall_s": self.wall_s, "steal_s": self.steal_s,
         }  # fmt: skip
@@ -79,7 +79,7 @@ class Result:
             ("parts", f"{one.parts}, {one.defective} defective, {self.throughput_ppm:g} parts/min"),
             ("escapes", f"{one.escapes_gate + judge}  (gate {one.escapes_gate}, judge {judge})"),
             ("false rejects", f"{one.false_rejects} of {one.good} good ({100 * one.false_rejects / max(1, one.good):.2f} %)"),
-            ("good lost", f"{one.good_lost}  ({one.good_lost_outside} outside of faults)"),
+            ("good lost", f"{one.good_lost}  ({one.good_lost_outside} outside of faults, {one.unsparable} beside a reject)"),
             ("ledger", "  ".join(f"{name} {count}" for name, count in self.ledger.items())),
             ("books", ("closed, " if self.closed else "OPEN: ") + self.closed_told),
             ("MQTT", "  ".join(f"{name} {count}" for name, count in self.mqtt.items())),
@@ -107,19 +107,22 @@ def _told(values: dict[str, Any], unit: str) -> str:
 
 def settle(
     truths: list[Truth], records: list[dict[str, Any]], half_pitch_ns: int, excused: list[tuple[int, int]],
-    counters: dict[str, Any] | None,
+    counters: dict[str, Any] | None, gate: GateTimes | None = None,
 ) -> Result:  # fmt: skip
     """Score and books."""
     closed, told = books_closed(records, counters)
     ledger = {name: sum(record["verdict"] == name for record in records) for name in VERDICTS}
-    return Result(score(truths, records, half_pitch_ns, excused), ledger, closed, told)
+    return Result(score(truths, records, half_pitch_ns, excused, gate), ledger, closed, told)
 
 
 def read_truth(path: Path) -> list[Truth]:
     """The twin's own account, in the order of edges."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows.sort(key=lambda row: row["edge_ns"])
-    return [Truth(row["edge_ns"], row["kind"], row["size"], row["step"], row["bin"], row["arrive_ns"]) for row in rows]
+    return [
+        Truth(row["edge_ns"], row["kind"], row["size"], row["step"], row["bin"], row["arrive_ns"], row["leave_ns"])
+        for row in rows
+    ]
 
 
 def read_ledger(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str, bool, str]:

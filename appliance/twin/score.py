@@ -11,7 +11,9 @@ VERDICTS = ("pass", "fail", "review", "blind", "late", "missed")
 
 @dataclass(frozen=True)
 class Truth:
-    """One part as the twin knows it; ``bin`` is good, reject or belt (never reached the gate)."""
+    """One part as the twin knows it; ``bin`` is good, reject, divert or belt (never reached the gate).
+
+    ``arrive_ns`` to ``leave_ns``: while it stood at the first gate."""
 
     edge_ns: int
     kind: str | None
@@ -19,6 +21,20 @@ class Truth:
     step: float
     bin: str
     arrive_ns: int
+    leave_ns: int = 0
+
+
+@dataclass(frozen=True)
+class GateTimes:
+    """What a gate needs for one part: a neighbour inside that cannot be spared."""
+
+    pulse_ns: int
+    response_ns: int
+
+    def takes(self, taken: Truth, neighbour: Truth) -> bool:
+        """Whether the window of one part must take another: the valve's own slack is 2 ms back and 1 ms of repeatability."""
+        closes_ns = max(taken.arrive_ns - self.response_ns + self.pulse_ns, taken.leave_ns) + 3_000_000
+        return neighbour.arrive_ns < closes_ns and neighbour.leave_ns > taken.arrive_ns - 1_000_000
 
 
 @dataclass
@@ -34,25 +50,35 @@ class Score:
     good: int = 0
     good_lost: int = 0
     good_lost_outside: int = 0
+    unsparable: int = 0
+    """Of the lost good parts: inside the window that a neighbour's reject needs, the valve's way back included."""
     untracked: int = 0
     unexplained: int = 0
     per_kind: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def score(truths: list[Truth], records: list[dict[str, Any]], half_pitch_ns: int, excused: list[tuple[int, int]]) -> Score:
+def score(
+    truths: list[Truth],
+    records: list[dict[str, Any]],
+    half_pitch_ns: int,
+    excused: list[tuple[int, int]],
+    gate: GateTimes | None = None,
+) -> Score:
     """Join by the trigger's instant. ``excused``: (from, to) ns of faults plus 5 s and a purge, when good parts may go."""
     result = Score()
     times = [record["monotonic_ns"] for record in records]
     used: set[int] = set()
-    for truth in truths:
+    for at, truth in enumerate(truths):
         if truth.bin == "belt":
             continue
         result.parts += 1
         record = _nearest(truth.edge_ns, times, records, half_pitch_ns, used)
         if record is None:
             result.untracked += 1
-        _one(result, truth, record, excused)
+        beside = [*truths[max(0, at - 3) : at], *truths[at + 1 : at + 4]] if truth.bin != "good" else []
+        spared_nowhere = gate is not None and any(one.bin == truth.bin and gate.takes(one, truth) for one in beside)
+        _one(result, truth, record, excused, spared_nowhere)
     result.unexplained = len(records) - len(used)
     return result
 
@@ -68,22 +94,29 @@ def _nearest(
     return records[best]
 
 
-def _one(result: Score, truth: Truth, record: dict[str, Any] | None, excused: list[tuple[int, int]]) -> None:
+def _one(
+    result: Score, truth: Truth, record: dict[str, Any] | None, excused: list[tuple[int, int]], spared_nowhere: bool
+) -> None:  # fmt: skip
     verdict = record["verdict"] if record else None
     if truth.kind is None:
         result.good += 1
-        if truth.bin != "reject":
+        if truth.bin == "good":
             return
-        if record is not None and verdict == "fail" and record["disposed_by"] == "verdict":
+        by = record["disposed_by"] if record is not None else None
+        if verdict == "fail" and by == "verdict":
             result.false_rejects += 1
             return
+        if truth.bin == "divert" and by == "on_review":
+            return  # where it was to go
         result.good_lost += 1
-        if not any(begin <= truth.edge_ns <= end or begin <= truth.arrive_ns <= end for begin, end in excused):
+        if spared_nowhere:
+            result.unsparable += 1
+        elif not any(begin <= truth.edge_ns <= end or begin <= truth.arrive_ns <= end for begin, end in excused):
             result.good_lost_outside += 1
             result.notes.append(f"a good part was lost: {verdict}, {record['disposed_by'] if record else 'untracked'}")
         return
     result.defective += 1
-    caught = truth.bin == "reject"
+    caught = truth.bin != "good"
     name = f"{truth.kind} {truth.step:g}" if truth.step < 1 else truth.kind
     tally = result.per_kind.setdefault(name, [0, 0])
     tally[0] += caught

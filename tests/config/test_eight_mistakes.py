@@ -93,11 +93,11 @@ def test_no_damage_raises_anything_but_a_config_error(at: int, new: bytes, cut: 
 @pytest.mark.parametrize(
     ("old", "new", "word"),
     [
-        ("  speed_mm_s: 500", "  speed_mm_s: 500\n  running: gpio://PH.07", "not built yet"),
+        ("  speed_mm_s: 500", "  encoder: {input: twin://e, mm_per_pulse: 0.2}\n", "pulses/s"),
         ("signature: \"off\"", "signature: require", "not built yet"),
         ("    fps: 60", "    fps: 60\n    gain: 3.0", "gain: not built yet"),
         ("signature: \"off\"", "storage: {ledger: {keep_days: 7}}", "keep_days: not built yet"),
-        ("  reject_rate:", "  unconfirmed: 3\n  reject_rate:", "unconfirmed: not built yet"),
+        ("  output: twin://gate", "  output: twin://gate\n  on_review: divert", "no second gate"),
         ("active: cap-28mm", "active: cap", "no recipe cap"),
         ("roi: [160, 80, 320, 320]", "roi: [400, 80, 320, 320]", "reaches beyond"),
         ("        bundle: cap-28mm", "        bundle: nothing", "no bundle nothing"),

@@ -24,7 +24,7 @@ def drive(line: Line, parts: int, moves: list[tuple[int, bool]]) -> tuple[list, 
         while waiting and waiting[0][0] <= now:
             at_ns, level = waiting.pop(0)
             line.set_output("gate", level, at_ns)
-        edges += [one for one in line.advance(now) if not one.camera]
+        edges += [one for one in line.advance(now) if not one.where]
         fates += line.fates(now)
         assert now < 100_000 * MS
     return edges, fates
