@@ -147,7 +147,8 @@ class Line:
         elif role == "line_stop" and self.shape.obeys_line_stop and energised != self._travel.runs:
             # What has already happened at the eye stays so: the brake takes hold after it.
             at_ns = max(time_ns, self._last_ns, self._travel.now.start_ns)
-            self._soon += self.advance(at_ns)  # and what happened before it, if nobody has asked yet
+            before = self.advance(at_ns)  # what happened before it, if nobody has asked yet
+            self._soon += before
             moved = bool(self._travel.now.mm_per_ns)
             self._travel.drive(energised, at_ns)
             self._next = None
