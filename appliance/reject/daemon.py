@@ -121,7 +121,9 @@ class Rejectd:
         # select, not poll: its wait is not rounded up to a whole millisecond.
         select.select(readers, [], [], max(0.0, (until_ns - now_ns) / 1e9))
         if spins and 0 < due_ns - self._clock.now_ns() <= SPIN_NS:
-            self._apply(self._rejector.step(spin_until(due_ns)))  # the edge first, the reading after it
+            effects = self._rejector.step(due_ns)  # worked out before the spin: it takes longer than an edge may be late
+            spin_until(due_ns)
+            self._apply(effects)  # the edge first, the reading after it
 
     def _read(self) -> None:
         self._read_inputs()

@@ -16,6 +16,7 @@ class Seen(Enum):
     NOTHING = "nothing"
     PART = "part"
     BOUNCE = "bounce"
+    TREMBLED = "trembled"
     DOUBLE = "double"
     TOUCHING = "touching"
     LOST_EDGES = "lost edges"
@@ -56,7 +57,7 @@ class Eye:
         if (bounce or trembled) and not lost:
             # The beam was never really free: what follows lengthens the same covering (and may prove two parts).
             self.covered_mm = position_mm if self._covered_before_mm is None else self._covered_before_mm
-            return Seen.BOUNCE
+            return Seen.BOUNCE if bounce else Seen.TREMBLED
         if self.covered_mm is None:
             self.covered_mm = position_mm
             self.touching_told = False

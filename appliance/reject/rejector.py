@@ -210,7 +210,7 @@ class Rejector:
     def on_edge(self, edge: Edge, now_ns: int) -> None:
         """An edge of the trigger's input."""
         seen = self._eye.edge(edge)
-        if seen in (Seen.PART, Seen.DOUBLE) and self._no_pulse_between():
+        if seen in (Seen.PART, Seen.DOUBLE, Seen.TREMBLED) and self._no_pulse_between():
             self._lose_belt("two triggers without a pulse between them", now_ns)
         if seen is Seen.PART:
             self._new_part(edge.time_ns, now_ns)
@@ -350,7 +350,7 @@ class Rejector:
 
     def on_longest_on(self, name: str, now_ns: int) -> None:
         """An output stood energised longer than it may: line stop and fault, never accept."""
-        self.alarms.raise_("longest_on", name, now_ns)
+        self._happened("longest_on", name, now_ns)
         self._look(now_ns)
 
     def moved(self, move: Move, at_ns: int) -> None:
@@ -366,7 +366,7 @@ class Rejector:
         hold = None if self._state == "running" else self._hold_reason()
         for part in self._parts.commit_due(now_ns, hold):
             if part.judged in ("late", "blind", "missed") and self.plan.on_late == "stop":
-                self.alarms.raise_("on_late_stop", f"part {part.part} is {part.judged}", now_ns)
+                self._happened("on_late_stop", f"part {part.part} is {part.judged}", now_ns)
         self._move_gates(now_ns)
         self._parts.close_due(now_ns)
         if self._purge_until_mm and self._purge_over(now_ns):
@@ -411,7 +411,6 @@ class Rejector:
             self._look(now_ns)
             return
         if isinstance(self._belt, EncoderBelt):
-            self._pulses_at_edge = self._belt.pulses
             if trigger_ns >= self._belt.newest_ns:
                 self._unplaced.append(part)
         if self._inspect is not None:
@@ -424,7 +423,7 @@ class Rejector:
     def _account(self, account: PartClosed, part: OpenPart, now_ns: int) -> None:
         """A part closed at the gates."""
         if account.disposition == "accept" and account.disposed_by == "fault":
-            self.alarms.raise_("reject_failed", f"part {account.part}", now_ns)
+            self._happened("reject_failed", f"part {account.part}", now_ns)
         self.alarms.count_part(account, now_ns)
         if part.stuck:
             self.alarms.raise_("confirm_stuck", f"part {account.part}", now_ns)
@@ -445,8 +444,7 @@ class Rejector:
             if gate.fails_to_reject:
                 self._purge_until_mm[name] = position_mm + self.plan.purge_distance_mm(gate)
         if not self.plan.fails_to_reject:  # one cannot be held, or not by a dead box: a person clears the belt
-            self.alarms.raise_("purge_line_stop", why, now_ns)
-            self.alarms.settle("purge_line_stop")
+            self._happened("purge_line_stop", why, now_ns)
         self._look(now_ns)
 
     def _purge_over(self, now_ns: int) -> bool:
@@ -573,9 +571,10 @@ class Rejector:
 
     def _no_pulse_between(self) -> bool:
         belt = self._belt
-        if not isinstance(belt, EncoderBelt) or self._runs is False:
+        if not isinstance(belt, EncoderBelt):
             return False
-        return belt.pulses == self._pulses_at_edge
+        before, self._pulses_at_edge = self._pulses_at_edge, belt.pulses
+        return before == belt.pulses and self._runs is not False
 
     def _watch_belt(self, now_ns: int) -> None:
         belt = self._belt
@@ -602,8 +601,7 @@ class Rejector:
         if self._belt_lost is not None:
             return
         self._belt_lost = why
-        self.alarms.raise_("encoder_lost", why, now_ns)
-        self.alarms.settle("encoder_lost")
+        self._happened("encoder_lost", why, now_ns)
         self._unknown_on_belt(f"encoder lost: {why}", now_ns)
 
     def _believe_belt(self, now_ns: int) -> None:
@@ -649,6 +647,11 @@ class Rejector:
             self._person_hold = None
             return True, "released"
         return False, f"{command.verb}: not known here; use clear, hold or release"
+
+    def _happened(self, code: str, what: str, now_ns: int) -> None:
+        """An alarm for something that is over as it is told: a person can clear it at once."""
+        self.alarms.raise_(code, what, now_ns)
+        self.alarms.settle(code)
 
     def _tell_alarms(self) -> None:
         changes, self.alarms.changes = self.alarms.changes, []

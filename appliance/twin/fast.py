@@ -6,6 +6,7 @@ distribution): everything else is the firmware's own code, stepped by an event h
 
 from __future__ import annotations
 
+import gc
 import heapq
 import random
 import tempfile
@@ -108,24 +109,29 @@ class _Shift:
             else:
                 self._answer_due(now)
                 self._advance(now)
-            self._do(rejector.step(now), now)
-            for fate in line.fates(now):
-                item = self._item_of.pop(fate.part)
-                self.truths.append(Truth(fate.edge_ns, item.kind, item.size, item.step, fate.bin, fate.arrive_ns, fate.leave_ns))
-                if len(self.truths) % 20_000 == 0:
-                    progress.write(f"\r  {len(self.truths)} parts")
-                    progress.flush()
-            if not fed and rejector.state == "running":
+            closed = self._do(rejector.step(now), now)
+            if closed or line.laid:  # a part's fate is asked for as a later one closes
+                self._write_fates(now, progress)
+            if rejector.state != "running":
+                self._operator(now)
+            elif not fed:
                 fed = True
                 line.feed(self._options.parts, now)
             if fed and line.done:
                 self._commit(now)
-            self._operator(now)
         self._do(rejector.stop(clock.now_ns()), clock.now_ns())
         self._reporter.drain(clock.now_ns())
         self._publish()
         self.counters = {**self._ledger.counts, "in_flight": rejector.in_flight, "run": self._ledger.run}
         self._ledger.close()
+
+    def _write_fates(self, now: int, progress: TextIO) -> None:
+        for fate in self._line.fates(now):
+            item = self._item_of.pop(fate.part)
+            self.truths.append(Truth(fate.edge_ns, item.kind, item.size, item.step, fate.bin, fate.arrive_ns, fate.leave_ns))
+            if len(self.truths) % 20_000 == 0:
+                progress.write(f"\r  {len(self.truths)} parts")
+                progress.flush()
 
     def _next_instant(self) -> tuple[int, bool]:
         """(when, whether only the line has something to do)."""
@@ -193,7 +199,8 @@ class _Shift:
             return replace(good, verdict="review", cause=None)
         return bank.good[int(self._random.random() * len(bank.good))]
 
-    def _do(self, effects: Effects, now: int) -> None:
+    def _do(self, effects: Effects, now: int) -> bool:
+        """True when a part or event was journalled."""
         for move in effects.moves:
             if move.output in ("gate", "divert", "line_stop"):
                 self._line.set_output(move.output, move.energised, now)
@@ -210,6 +217,7 @@ class _Shift:
             self._reporter.join(now)
             if self._entries >= _COMMIT_EVERY:
                 self._commit(now)
+        return bool(effects.journalled)
 
     def _judge(self, trigger: Trigger, now: int) -> None:
         answer = self._pending_items.popleft()
@@ -287,7 +295,12 @@ def rehearse_fast(options: Options, out: TextIO) -> Result:
         bank = bank_of(station, None, options.hard, options.good, options.bad, out)
         begun = now_ns()
         shift = _Shift(options, station, bank, pitch_mm, speed_mm_s, folder)
-        shift.run(out)
+        gc.collect()
+        gc.disable()  # as rejectd does; a million truths that live on would be looked through again and again
+        try:
+            shift.run(out)
+        finally:
+            gc.enable()
         ran = now_ns()
         whole, told = verify(shift.ledger_file)
         half_pitch_ns = round(pitch_mm / speed_mm_s * 5e8)

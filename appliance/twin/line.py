@@ -12,12 +12,16 @@ import random
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 from appliance.twin.flap import Flap
 from appliance.twin.travel import Travel, profile
 
 MS = 1_000_000  # ns
+_NEVER = 1 << 62
+_KINDS = ("mark", "glint", "gate_eye", "step")
+_by_time = itemgetter(1)
 Bin = Literal["good", "reject", "divert", "belt"]
 _PITCH_JITTER = 0.03  # of the pitch, either way: parts laid by a feeder, not by a screw
 _FALL_MS = 25.0  # from gate to the sensor in the bin
@@ -134,7 +138,9 @@ class Line:
         self._soon: list[Happened] = []
         self._step_mm = shape.encoder_mm / 4 if shape.quarters else shape.encoder_mm
         self._steps = 0
-        self._next: tuple[int | None, str] | None = None  # what _next_crossing said, until something changes it
+        self._ahead: dict[str, int] = {}
+        self._next: tuple[str, int] = ("", _NEVER)
+        self._stale: tuple[str, ...] | None = ()  # what must be looked at anew; () = everything, None = nothing
 
     # --- what the outputs do --------------------------------------------------------------------------------
 
@@ -151,7 +157,7 @@ class Line:
             self._soon += before
             moved = bool(self._travel.now.mm_per_ns)
             self._travel.drive(energised, at_ns)
-            self._next = None
+            self._stale = ()
             moves = bool(self._travel.now.mm_per_ns)
             if moves != moved:
                 self._soon.append(Happened(at_ns, -1, moves, "running"))
@@ -175,7 +181,7 @@ class Line:
         pitch_mm = self.shape.pitch_mm
         jitter = self._pitch_random.uniform(-_PITCH_JITTER, _PITCH_JITTER)
         eye_mm = self._first_mm + (self._next_part + jitter) * pitch_mm
-        self._next = None
+        self._stale = ()
         insort(self._marks, (eye_mm, True, self._next_part))
         insort(self._marks, (eye_mm + self.shape.part_mm, False, self._next_part))
         if self._passed > 400:
@@ -186,6 +192,11 @@ class Line:
     def done(self) -> bool:
         """Every part that was fed has its fate."""
         return not self._parts_left and not self._to_gate
+
+    @property
+    def laid(self) -> bool:
+        """Nothing more comes to the eye."""
+        return not self._parts_left
 
     @property
     def runs(self) -> bool:
@@ -215,8 +226,9 @@ class Line:
 
     def next_ns(self) -> int | None:
         """When something happens next; None while nothing will."""
-        self._next = self._next or self._next_crossing()
-        due_ns = self._next[0]
+        if self._stale is not None:
+            self._look_ahead()
+        due_ns = self._next[1] if self._next[1] < _NEVER else None
         switch_ns = self._travel.switch_ns
         if switch_ns is not None and (due_ns is None or switch_ns < due_ns):
             due_ns = switch_ns
@@ -232,22 +244,23 @@ class Line:
         """All that happened since the last call, up to ``now_ns``, in the order of time."""
         happened: list[Happened] = []
         while True:
-            self._next = self._next or self._next_crossing()
-            time_ns, what = self._next
+            if self._stale is not None:
+                self._look_ahead()
+            what, time_ns = self._next
             switch_ns = self._travel.switch_ns
-            if switch_ns is not None and switch_ns <= now_ns and (time_ns is None or switch_ns < time_ns):
+            if switch_ns is not None and switch_ns <= now_ns and switch_ns < time_ns:
                 self._last_ns = max(self._last_ns, switch_ns)
                 moved = bool(self._travel.now.mm_per_ns)
                 self._travel.switch()
-                self._next = None
+                self._stale = ()
                 moves = bool(self._travel.now.mm_per_ns)
                 if moves != moved:
                     happened.append(Happened(switch_ns, -1, moves, "running"))
                 continue
-            if time_ns is None or time_ns > now_ns:
+            if time_ns > now_ns:
                 break
             self._last_ns = max(self._last_ns, time_ns)
-            self._next = None
+            self._stale = (what,) if what != "mark" else _KINDS
             self._cross(what, self._last_ns, happened)
         if self.shape.cameras:
             self._expose(now_ns, happened)
@@ -257,33 +270,32 @@ class Line:
             self._tell_soon(now_ns, happened)
         return happened
 
-    def _next_crossing(self) -> tuple[int | None, str]:
-        """What the belt comes to next, in the stretch under way: a mark of the eye, a glint, a pulse, the gate's eye."""
-        speed = self._travel.now.mm_per_ns
+    def _look_ahead(self) -> None:
+        """When the stretch under way comes to each kind of thing; asked anew only for what changed."""
+        for what in self._stale or _KINDS:
+            self._ahead[what] = self._ahead_of(what)
+        self._stale = None
+        self._next = min(self._ahead.items(), key=_by_time)
+
+    def _ahead_of(self, what: str) -> int:
+        speed, crossing_ns = self._travel.now.mm_per_ns, self._travel.crossing_ns
+        at_ns: int | None = None
         if not speed:
-            return None, ""
-        marks, crossing_ns = self._marks, self._travel.crossing_ns
-        best_ns: int | None = None
-        what = ""
-        if speed > 0:
-            if self._passed < len(marks):
-                best_ns, what = crossing_ns(marks[self._passed][0]), "mark"
-            if self._glints:
-                at_ns = crossing_ns(self._glints[0][0])
-                if at_ns is not None and (best_ns is None or at_ns < best_ns):
-                    best_ns, what = at_ns, "glint"
-            if self._at_gate_eye:
-                one = self._at_gate_eye[0]
-                at_ns = crossing_ns(one.arrive_mm + (self.shape.part_mm if one.told_at_gate else 0.0))
-                if at_ns is not None and (best_ns is None or at_ns < best_ns):
-                    best_ns, what = at_ns, "gate_eye"
-        elif self._passed:
-            best_ns, what = crossing_ns(marks[self._passed - 1][0]), "mark"
-        if self._step_mm:
-            at_ns = crossing_ns((self._steps + 1 if speed > 0 else self._steps) * self._step_mm)
-            if at_ns is not None and (best_ns is None or at_ns < best_ns):
-                best_ns, what = at_ns, "step"
-        return best_ns, what
+            return _NEVER
+        if what == "mark":
+            if speed > 0 and self._passed < len(self._marks):
+                at_ns = crossing_ns(self._marks[self._passed][0])
+            elif speed < 0 and self._passed:
+                at_ns = crossing_ns(self._marks[self._passed - 1][0])
+        elif what == "step":
+            if self._step_mm:
+                at_ns = crossing_ns((self._steps + 1 if speed > 0 else self._steps) * self._step_mm)
+        elif speed > 0 and what == "glint" and self._glints:
+            at_ns = crossing_ns(self._glints[0][0])
+        elif speed > 0 and what == "gate_eye" and self._at_gate_eye:
+            one = self._at_gate_eye[0]
+            at_ns = crossing_ns(one.arrive_mm + (self.shape.part_mm if one.told_at_gate else 0.0))
+        return _NEVER if at_ns is None else at_ns
 
     def _cross(self, what: str, time_ns: int, happened: list[Happened]) -> None:
         forward = self._travel.now.mm_per_ns > 0
@@ -363,6 +375,9 @@ class Line:
         """Parts that a flap has taken fall past the sensor in the bin."""
         while self._to_prove:
             part = self._to_prove[0]
+            at_mm = max(self._travel.now.high_mm, self._travel.position_mm(now_ns))
+            if at_mm < part.arrive_mm or (at_mm < part.arrive_mm + self.shape.part_mm and not self._gate.rejecting):
+                return  # not there, or standing before a gate that lets it pass: seen again when it has left
             arrive_ns = self._travel.first_ns(part.arrive_mm)
             if arrive_ns is None or arrive_ns > now_ns:
                 return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from appliance.clock import VirtualClock
 from appliance.messages import Command, Edge, Event, Heard, InspectState, PartClosed, Status, Trigger, Verdict, VerdictName
-from appliance.reject.belt import ConstantBelt
+from appliance.reject.belt import Belt, ConstantBelt, EncoderBelt
 from appliance.reject.books import Books
 from appliance.reject.plan import AlarmPlan, GatePlan, Plan
 from appliance.reject.rejector import Rejector
@@ -34,8 +34,12 @@ class Line:
     acknowledge: bool = True
     now: int = 1_000 * MS
     ready: bool = True
+    speed: float = 500.0
+    """mm/s that an encoder sees; a belt without one runs as the plan says."""
 
     def __post_init__(self) -> None:
+        self.place_mm = 0.0
+        self._place_ns = self.now
         self.records: list[PartClosed] = []
         self.events: list[Event] = []
         self.triggers: list[Trigger] = []
@@ -43,13 +47,14 @@ class Line:
         self.heard: list[int] = []
         self.status: Status | None = None
         self._answers: list[tuple[int, Verdict]] = []
+        self._sequences: dict[str, int] = {}
         self._edges = 0
         self.boot()
 
     def boot(self) -> None:
         """Start (again) on what the books hold."""
         self.clock = VirtualClock(self.now)
-        self.rejector = Rejector(self.plan, ConstantBelt(self.plan.speed_mm_s), Books(self.buffer, SLOTS), self.clock)
+        self.rejector = Rejector(self.plan, self._belt(), Books(self.buffer, SLOTS), self.clock)
         self.rejector.start(self.now, f"run-{self.now}", "journal", 1)
         self._edges = 0
         self._answers.clear()
@@ -60,15 +65,42 @@ class Line:
         if self.ready:
             self.rejector.on_inspect(READY, self.now)
 
+    def _belt(self) -> Belt:
+        encoder = self.plan.encoder
+        if encoder is None:
+            return ConstantBelt(self.plan.speed_mm_s)
+        return EncoderBelt(encoder.mm_per_pulse, self.plan.speed_mm_s, self.plan.stopped_after_ms)
+
+    def run_at(self, speed: float) -> None:
+        """The belt runs so fast from now on; less than 0 = back."""
+        self._travel(self.now)
+        self.speed = speed
+
+    def _travel(self, now: int) -> None:
+        self.place_mm += (now - self._place_ns) / 1e9 * self.speed
+        self._place_ns = now
+
+    def _next_pulse_ns(self) -> int:
+        """When the belt passes the next whole pulse."""
+        if self.plan.encoder is None or not self.speed:
+            return 1 << 62
+        mm = self.plan.encoder.mm_per_pulse
+        ahead_mm = mm - self.place_mm % mm if self.speed > 0 else self.place_mm % mm or mm
+        return self._place_ns + max(1, round(ahead_mm / abs(self.speed) * 1e9))
+
     def until(self, now: int) -> None:
         """Let time pass, answering as the plan says."""
         while True:
             due = self.rejector.next_due_ns(self.now)
-            due = min([due, *(at for at, _ in self._answers)])
+            pulse = self._next_pulse_ns()
+            due = min([due, pulse, *(at for at, _ in self._answers)])
             if due > now:
                 break
             self.now = max(self.now, due)
             self.clock.advance_to(self.now)
+            if self.now >= pulse:
+                self._travel(self.now)
+                self.rejector.on_pulse(self.now, self.speed > 0)
             for at, one in [pair for pair in self._answers if pair[0] <= self.now]:
                 self._answers.remove((at, one))
                 self.rejector.on_verdict(one, self.now)
@@ -87,13 +119,24 @@ class Line:
         at = self.now
         self._edge(True, at)
         self._apply(self.rejector.step(at))
-        self.until(at + round(length_mm / self.plan.speed_mm_s * 1e9))
+        speed = self.speed if self.plan.encoder else self.plan.speed_mm_s
+        self.until(at + round(length_mm / speed * 1e9))
         self._edge(False, self.now)
         return at
 
     def _edge(self, level: bool, at: int) -> None:
         self._edges += 1
         self.rejector.on_edge(Edge("eye", level, at, self._edges), at)
+
+    def input(self, role: str, level: bool, at: int | None = None) -> None:
+        """An edge of another input than the trigger's."""
+        self._sequences[role] = self._sequences.get(role, -1) + 1
+        self.rejector.on_input(role, Edge(role, level, self.now if at is None else at, self._sequences[role]), self.now)
+        self._apply(self.rejector.step(self.now))
+
+    def levels(self, output: str) -> list[tuple[int, bool]]:
+        """(instant, energised) of each movement of an output."""
+        return [(at, energised) for at, name, energised in self.moves if name == output]
 
     def finish(self) -> None:
         self.until(self.now + 3_000 * MS)
