@@ -11,7 +11,7 @@ usage() {
 usage: ./build.sh VERB [arguments]
   demo    the whole line on this computer: set-up, 600 parts, a table (arguments go to `appliance demo`)
   test    the test suite; ends with what stayed dark and why (arguments go to pytest)
-  check   ruff, mypy, import directions
+  check   ruff, mypy, import directions, belt and alarms against their oracles in 20,000 examples (some minutes)
   bench   benches on real hardware: bench reject (how far a gate's edge lies from its due time; two minutes)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
 TEXT
@@ -35,6 +35,7 @@ do_check() {
   "$venv/bin/python" -m ruff check . || failed=1
   "$venv/bin/python" -m mypy --strict appliance/{messages,ports,clock}.py appliance/config appliance/reject || failed=1
   "$venv/bin/python" -m pytest -q tests/test_house.py || failed=1
+  HYPOTHESIS_PROFILE=thorough "$venv/bin/python" -m pytest -q --timeout 1800 -k AgainstThe tests/reject || failed=1
   return $failed
 }
 

@@ -10,7 +10,9 @@ from hypothesis import settings
 
 # The same examples on every machine, and no test that fails because a neighbour took the processor.
 settings.register_profile("steady", deadline=None, derandomize=True)
-settings.load_profile("steady")
+# What `./build.sh check` takes its time for.
+settings.register_profile("thorough", deadline=None, derandomize=True, max_examples=20_000, stateful_step_count=20)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ from appliance.wiring import belt_of, inputs_of, plan_of
 _LATENCY = ((0.0, 14.0), (0.5, 21.0), (0.9, 26.0), (0.99, 45.0), (1.0, 90.0))
 _COMMIT_EVERY = 400  # entries a group commit takes along: what 50 ms of real time bring at this speed
 _SLOTS = 4000
+_NO_FRAME = Answer(None, 0.0, 1.0, "missed", None, None, None, -1)  # a part that the firmware saw and that is not there
 
 
 class _Broker:
@@ -81,7 +82,7 @@ class _Shift:
         self._answers: dict[int, Answer] = {}
         self._next_photograph: deque[Answer] = deque()
         self._item_of: dict[int, Answer] = {}
-        self._pending_items: deque[Answer] = deque()
+        self._framed: dict[int, Answer] = {}  # by the instant at which the eye saw the part
         self._clearing = False
         self.truths: list[Truth] = []
         self.records: list[dict[str, Any]] = []
@@ -180,7 +181,7 @@ class _Shift:
         if happened.part >= 0:
             item = self._draw()
             self._item_of[happened.part] = item
-            self._pending_items.append(item)
+            self._framed[happened.time_ns] = item
         self._edges += 1
         self._rejector.on_edge(Edge("eye", happened.covered == self._covered_level, happened.time_ns, self._edges), now)
 
@@ -220,7 +221,7 @@ class _Shift:
         return bool(effects.journalled)
 
     def _judge(self, trigger: Trigger, now: int) -> None:
-        answer = self._pending_items.popleft()
+        answer = self._framed.pop(trigger.time_ns, _NO_FRAME)
         latency_ms = self._latency()
         verdict = Verdict(
             trigger.part, answer.verdict, answer.cause, answer.score, answer.threshold, answer.class_id,  # type: ignore[arg-type]

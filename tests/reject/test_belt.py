@@ -87,7 +87,7 @@ class QuadratureAgainstTheTruth(RuleBasedStateMachine):
         self.decoder.edge("a", False)
         self.decoder.edge("b", False)
 
-    @rule(steps=st.lists(st.sampled_from([1, -1]), min_size=1, max_size=30))
+    @rule(steps=st.lists(st.sampled_from([1, -1]), min_size=1, max_size=8))
     def move(self, steps: list[int]) -> None:
         for step in steps:
             before = self.levels()
