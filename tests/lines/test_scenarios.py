@@ -38,7 +38,7 @@ def without(name: str, monkeypatch: pytest.MonkeyPatch, *settings: str, **change
     left = {path: value for path, value in scenario.changes.items() if path not in settings}
     poorer = dataclasses.replace(scenario, changes={**left, **changes})
     monkeypatch.setitem(scenarios.SCENARIOS, name, poorer)
-    return shift(name, parts=600)
+    return shift(name, parts=2500)
 
 
 def test_a_slipping_belt_without_the_eye_at_the_gate_hits_the_wrong_parts(monkeypatch: pytest.MonkeyPatch) -> None:
