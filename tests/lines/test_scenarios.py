@@ -52,7 +52,7 @@ def test_a_belt_that_changes_its_speed_cannot_be_timed_by_the_clock(name: str, m
     result = without(
         name, monkeypatch, "transport.speed_mm_s", "transport.encoder", "transport.running", "transport.stopped_after_ms", **timed
     )
-    assert result.score.escapes_gate > 0
+    assert result.score.escapes_gate + result.score.good_lost_outside > 10
 
 
 def test_the_same_seed_gives_the_same_ledger_on_every_line() -> None:
