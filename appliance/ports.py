@@ -67,7 +67,7 @@ class Input(Protocol):
     name: str
 
     def fileno(self) -> int:
-        """Readable when ``read`` has something."""
+        """Readable when ``read`` has something; the level at opening alone need not make it so: read once after opening."""
         ...
 
     def read(self) -> list[Edge]:

@@ -12,15 +12,19 @@ from typing import Protocol, TypeVar
 
 from appliance.clock import SystemClock
 from appliance.config.addresses import LINE, Address, parse
+from appliance.devices.gpio import GpiodFactory
+from appliance.devices.input_gpio import GpioInput
 from appliance.devices.input_modbus import ModbusInput
 from appliance.devices.input_twin import TwinInput
 from appliance.devices.modbus_io import ModbusIo
+from appliance.devices.output_gpio import GpioOutput
 from appliance.devices.output_modbus import ModbusOutput
 from appliance.devices.output_twin import TwinOutput
 from appliance.ports import Input, InputLost, Output
 from tests.contracts.coupler import Coupler
 from tests.contracts.fake_twin import FakeTwin
 from tests.contracts.mock_io import MockInput, MockOutput
+from tests.devices import fake_gpiod
 
 CLOCK = SystemClock()
 WATCHDOG_MS = 500
@@ -186,4 +190,46 @@ class ModbusRig:
         self.coupler.kill()
 
 
-RIGS = {"mock": MockRig, "twin": TwinRig, "modbus": ModbusRig}
+class GpioRig:
+    """A pad of the stand-in of libgpiod: PZ.05 is the output, PQ.05 the input."""
+
+    word = "tegra234-gpio"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._outside = 0
+        self._plug()
+        self._factory = GpiodFactory(fake_gpiod, folder)
+
+    def _plug(self) -> None:
+        self._chip = fake_gpiod.plug(self._folder / "gpiochip0", self.word, ["PQ.05", "PZ.05"])
+        self._chip["PQ.05"].outside = self._outside
+
+    def output(self, start: bool, failure: bool) -> Output:
+        return GpioOutput("gate", parse("gpio://PZ.05", "digital line", LINE), start, failure, 1000, CLOCK, self._factory)
+
+    def wait_level(self, level: bool) -> int:
+        assert self._chip["PZ.05"].levels[-1] == level
+        return CLOCK.now_ns()
+
+    def input(self) -> Input:
+        return GpioInput("eye", parse("gpio://PQ.05", "digital line", LINE), 0, self._factory)
+
+    def turn(self, level: bool) -> int:
+        self._outside = int(level)
+        at_ns = CLOCK.now_ns()
+        self._chip["PQ.05"].drive(self._outside, at_ns)
+        return at_ns
+
+    def lose(self, how: str) -> None:
+        fake_gpiod.unplug(self._chip)
+
+    def restore(self) -> None:
+        self._plug()
+
+    def close(self) -> None:
+        self._factory.close()
+        fake_gpiod.unplug_all()
+
+
+RIGS = {"mock": MockRig, "twin": TwinRig, "modbus": ModbusRig, "gpio": GpioRig}
