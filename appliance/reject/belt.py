@@ -101,11 +101,21 @@ class EncoderBelt:
         self._raw = self._high = 0
         self._forward = True
         self._last_ns = 0
+        self._halted_ns: int | None = None
+        self._idle_ns = 0  # for how long the drive stood since the newest pulse
         self._history_ns: deque[int] = deque([0], maxlen=512)
         self._history_pulse: deque[int] = deque([0], maxlen=512)
         self.pulse_ns: int | None = None
         """When the newest pulse came, either way; None before the first."""
         self.pulses = self.missing = self.noise = 0
+
+    def run(self, runs: bool, time_ns: int) -> None:
+        """The drive's contact: while it is off the belt is not thought to move on from its last pulse."""
+        if not runs and self._halted_ns is None:
+            self._halted_ns = time_ns
+        elif runs and self._halted_ns is not None:
+            self._idle_ns += max(0, time_ns - max(self._halted_ns, self._last_ns))
+            self._halted_ns = None
 
     def pulse(self, time_ns: int, forward: bool = True) -> None:
         """One pulse at ``time_ns``, in the order of time."""
@@ -127,7 +137,7 @@ class EncoderBelt:
         self._raw += 1
         if self._raw >= self._high:
             self._high = self._raw
-            self._last_ns = time_ns
+            self._last_ns, self._idle_ns = time_ns, 0
             self._history_ns.append(time_ns)
             self._history_pulse.append(self._high)
 
@@ -150,7 +160,7 @@ class EncoderBelt:
             return self._before(time_ns)
         if self._raw < self._high:
             return self._high * self._mm
-        return (self._high + min(1.0, (time_ns - self._last_ns) / self._interval_ns)) * self._mm
+        return (self._high + min(1.0, self._moved_ns(time_ns) / self._interval_ns)) * self._mm
 
     def time_at(self, position_mm: float, now_ns: int) -> int:
         ahead = position_mm / self._mm - self._high
@@ -158,12 +168,25 @@ class EncoderBelt:
             return self._when(position_mm / self._mm)
         if self._raw < self._high:
             return now_ns + FAR_NS  # it must come forward first; each pulse on the way asks again
-        overdue_ns = now_ns - self._last_ns
-        if ahead <= 1 or overdue_ns <= self._interval_ns:
-            return self._last_ns + round(ahead * self._interval_ns)
-        if overdue_ns >= self._stop_ns:
+        if self._halted_ns is None and not self._idle_ns:
+            moved_ns = now_ns - self._last_ns
+        else:
+            moved_ns = self._moved_ns(now_ns)
+            if ahead <= 1 and ahead * self._interval_ns <= moved_ns:
+                return self._last_ns + round(ahead * self._interval_ns)
+            if self._halted_ns is not None:
+                return now_ns + FAR_NS
+        if ahead <= 1 or moved_ns <= self._interval_ns:
+            return now_ns - moved_ns + round(ahead * self._interval_ns)
+        if moved_ns >= self._stop_ns:
             return now_ns + FAR_NS
-        return now_ns + round((ahead - 1) * overdue_ns)
+        return now_ns + round((ahead - 1) * moved_ns)
+
+    def _moved_ns(self, time_ns: int) -> int:
+        """For how long the belt has run since its newest pulse."""
+        if self._halted_ns is not None and time_ns > self._halted_ns:
+            time_ns = max(self._halted_ns, self._last_ns)
+        return max(0, time_ns - self._last_ns - self._idle_ns)
 
     def _learn(self, since_ns: int) -> None:
         """The newest interval; one that is whole times its neighbours on both sides had pulses missing."""

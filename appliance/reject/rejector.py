@@ -84,7 +84,7 @@ class Rejector:
         self._unplaced: list[OpenPart] = []
         self._pulses_at_edge = -1
         self._pulses_watched = self._pulse_faults = 0
-        self._clicked_ns = 0
+        self._clicked_ns = self._edge_ns = 0
         self._home_since_ns: int | None = None
         self._runs: bool | None = None
         self._runs_since_ns = 0
@@ -210,7 +210,7 @@ class Rejector:
     def on_edge(self, edge: Edge, now_ns: int) -> None:
         """An edge of the trigger's input."""
         seen = self._eye.edge(edge)
-        if seen in (Seen.PART, Seen.DOUBLE, Seen.TREMBLED) and self._no_pulse_between():
+        if seen in (Seen.PART, Seen.DOUBLE, Seen.TREMBLED) and self._no_pulse_between(edge.time_ns):
             self._lose_belt("two triggers without a pulse between them", now_ns)
         if seen is Seen.PART:
             self._new_part(edge.time_ns, now_ns)
@@ -257,10 +257,10 @@ class Rejector:
             return
         stopped = self._runs is True
         self._runs, self._runs_since_ns = edge.level, edge.time_ns
-        if isinstance(self._belt, ConstantBelt):
+        if isinstance(self._belt, (ConstantBelt, EncoderBelt)):
             self._belt.run(edge.level, edge.time_ns)
-            if stopped:
-                self._unknown_on_belt("the belt stopped", now_ns)
+        if stopped and not isinstance(self._belt, EncoderBelt):
+            self._unknown_on_belt("the belt stopped", now_ns)
 
     def _on_gate_eye(self, edge: Edge, now_ns: int) -> None:
         if self._slip is None:
@@ -569,12 +569,14 @@ class Rejector:
         self.alarms.over("trigger_lost", now_ns)
         self._unknown_on_belt("the trigger was lost", now_ns)
 
-    def _no_pulse_between(self) -> bool:
+    def _no_pulse_between(self, edge_ns: int) -> bool:
         belt = self._belt
         if not isinstance(belt, EncoderBelt):
             return False
         before, self._pulses_at_edge = self._pulses_at_edge, belt.pulses
-        return before == belt.pulses and self._runs is not False
+        stood_ns, self._edge_ns = self._edge_ns, edge_ns
+        # A drive that stood meanwhile explains it: the part trembled in the beam as the belt came to rest.
+        return before == belt.pulses and (self._runs is None or (self._runs and self._runs_since_ns < stood_ns))
 
     def _watch_belt(self, now_ns: int) -> None:
         belt = self._belt

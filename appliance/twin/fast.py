@@ -22,12 +22,10 @@ from appliance.identity import new_ulid
 from appliance.messages import Command, Detail, Edge, InspectState, PartClosed, Trigger, Verdict
 from appliance.reject.books import Books
 from appliance.reject.rejector import Effects, Rejector
-from appliance.report.ledger import Ledger
-from appliance.report.outbox import Outbox
-from appliance.report.reporter import Reporter
 from appliance.report.verify import verify
 from appliance.twin.bank import Answer, Bank, bank_of
 from appliance.twin.derive import derive, faster, pitch_and_speed
+from appliance.twin.fast_books import FastBooks
 from appliance.twin.line import Line
 from appliance.twin.rehearse import Options
 from appliance.twin.result import Result, settle
@@ -41,19 +39,6 @@ _LATENCY = ((0.0, 14.0), (0.5, 21.0), (0.9, 26.0), (0.99, 45.0), (1.0, 90.0))
 _COMMIT_EVERY = 400  # entries a group commit takes along: what 50 ms of real time bring at this speed
 _SLOTS = 4000
 _NO_FRAME = Answer(None, 0.0, 1.0, "missed", None, None, None, -1)  # a part that the firmware saw and that is not there
-
-
-class _Broker:
-    """Takes everything at once and remembers what came, in order."""
-
-    def __init__(self) -> None:
-        self.taken = 0
-        self.acks: deque[int] = deque()
-
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool) -> int | None:
-        self.taken += 1
-        self.acks.append(self.taken)
-        return self.taken
 
 
 class _Shift:
@@ -71,13 +56,11 @@ class _Shift:
         self._line = Line(shape, options.seed, self._clock.now_ns())
         self._covered_level = station.trigger.edge == "rising"
         self.ledger_file = folder / "ledger.sqlite"
-        self._ledger = Ledger(self.ledger_file, station.station, True)
-        self._reporter = Reporter(self._ledger)
-        self._outbox = Outbox(self._ledger, station.station)
-        self.broker = _Broker()
+        self._books = FastBooks(self.ledger_file, station.station)
         self._detail = (station.active, station.recipe.number, bank.identity)
         self._heap: list[tuple[int, int, Any]] = []
-        self._order = self._edges = self._entries = 0
+        self._order = self._edges = 0
+        self.published = 0
         self._sequences: dict[str, int] = {}
         self._answers: dict[int, Answer] = {}
         self._next_photograph: deque[Answer] = deque()
@@ -102,14 +85,11 @@ class _Shift:
             rejector.on_input(role, Edge(role, line.level(role), start_ns, 0), start_ns)
         fed = False
         while not (fed and line.done and not rejector.in_flight):
-            now, only_line = self._next_instant()
+            now, due = self._next_instant()
             clock.advance_to(now)
-            if only_line:
-                if not self._advance(now):
-                    continue  # a pulse: what is due has been asked anew
-            else:
-                self._answer_due(now)
-                self._advance(now)
+            self._answer_due(now)
+            if not self._advance(now) and now < due:
+                continue  # a pulse, or an answer that nothing waits for: what is due is asked anew
             closed = self._do(rejector.step(now), now)
             if closed or line.laid:  # a part's fate is asked for as a later one closes
                 self._write_fates(now, progress)
@@ -119,12 +99,12 @@ class _Shift:
                 fed = True
                 line.feed(self._options.parts, now)
             if fed and line.done:
-                self._commit(now)
+                rejector.on_ack(self._books.settle())
         self._do(rejector.stop(clock.now_ns()), clock.now_ns())
-        self._reporter.drain(clock.now_ns())
-        self._publish()
-        self.counters = {**self._ledger.counts, "in_flight": rejector.in_flight, "run": self._ledger.run}
-        self._ledger.close()
+        rejector.on_ack(self._books.settle())
+        told = self._books.close()
+        self.counters = {**told["counts"], "in_flight": rejector.in_flight, "run": told["run"]}
+        self.published = told["taken"]
 
     def _write_fates(self, now: int, progress: TextIO) -> None:
         for fate in self._line.fates(now):
@@ -134,29 +114,29 @@ class _Shift:
                 progress.write(f"\r  {len(self.truths)} parts")
                 progress.flush()
 
-    def _next_instant(self) -> tuple[int, bool]:
-        """(when, whether only the line has something to do)."""
+    def _next_instant(self) -> tuple[int, int]:
+        """(when something happens next, when rejectd has something to do)."""
         now = self._clock.now_ns()
-        due = self._rejector.next_due_ns(now)
-        if self._heap and self._heap[0][0] < due:
-            due = self._heap[0][0]
-        next_ns = self._line.next_ns()
-        if next_ns is not None and next_ns < due:
-            return max(next_ns, now), True
-        return max(due, now), False
+        due = next_ns = self._rejector.next_due_ns(now)
+        if self._heap and self._heap[0][0] < next_ns:
+            next_ns = self._heap[0][0]
+        line_ns = self._line.next_ns()
+        if line_ns is not None and line_ns < next_ns:
+            next_ns = line_ns
+        return (next_ns if next_ns > now else now), due
 
     def _advance(self, now: int) -> bool:
-        """Let the line move on; False when nothing came of it but pulses."""
+        """Let the line move on; False when what came of it can wait until something is due: pulses, ends of parts."""
         told = False
         for happened in self._line.advance(now):
             if happened.where == "encoder":
                 self._rejector.on_pulse(happened.time_ns, happened.covered)
             elif happened.where:
-                told = True
+                told |= happened.where != "gate_eye"
                 if happened.where in self._wired:
                     self._tell(happened, now)
             else:
-                told = True
+                told |= happened.covered
                 self._at_eye(happened, now)
         return told
 
@@ -172,7 +152,7 @@ class _Shift:
                 self._rejector.on_verdict(what, now)
                 name, number, identity = self._detail
                 detail = Detail(what.part, name, number, identity["digest"], identity, (), 0)
-                self._reporter.on_message(detail, "inspect", now)
+                self._books.on_message(detail, "inspect", now)
             else:
                 self._clearing = False
                 self._rejector.on_command(what, now)
@@ -210,14 +190,14 @@ class _Shift:
             if isinstance(message, Trigger):
                 self._judge(message, now)
         for record in effects.journalled:
-            self._reporter.on_message(record, "reject", now)
-            self._entries += 1
+            self._books.on_message(record, "reject", now)
+            self._books.entries += 1
             if isinstance(record, PartClosed):
                 self._remember(record)
         if effects.journalled:
-            self._reporter.join(now)
-            if self._entries >= _COMMIT_EVERY:
-                self._commit(now)
+            self._books.join(now)
+            if self._books.entries >= _COMMIT_EVERY:
+                self._rejector.on_ack(self._books.commit())
         return bool(effects.journalled)
 
     def _judge(self, trigger: Trigger, now: int) -> None:
@@ -247,22 +227,6 @@ class _Shift:
             self.latencies_ms.append(part.verdict_ms)
         if part.error_us is not None:
             self.errors_us.append(float(abs(part.error_us)))
-
-    def _commit(self, now: int) -> None:
-        self._entries = 0
-        self._reporter.join(now)
-        durable = self._reporter.flush()
-        if "reject" in durable:
-            self._rejector.on_ack(durable["reject"])
-        self._publish()
-
-    def _publish(self) -> None:
-        self._outbox.send(self.broker)
-        while self.broker.acks:
-            while self.broker.acks:
-                self._outbox.acknowledged(self.broker.acks.popleft())
-            self._outbox.send(self.broker)
-        self._reporter.changed.clear()
 
     def _operator(self, now: int) -> None:
         if self._clearing or not self._rejector.alarms.stops_line:
@@ -313,8 +277,8 @@ def rehearse_fast(options: Options, out: TextIO) -> Result:
             out.write("belt, gate and books rehearsed; the model was not\n")
         entries = int(told.split(": ")[1].split()[0]) if whole else 0
         result.mqtt = {
-            "published": entries, "received": shift.broker.taken, "lost": max(0, entries - shift.broker.taken),
-            "duplicates": max(0, shift.broker.taken - entries),
+            "published": entries, "received": shift.published, "lost": max(0, entries - shift.published),
+            "duplicates": max(0, shift.published - entries),
         }  # fmt: skip
         result.ledger_head = told.rsplit(" ", 1)[-1]
         result.seed, result.hard, result.photographs = options.seed, options.hard, options.bad is not None

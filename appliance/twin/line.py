@@ -135,6 +135,7 @@ class Line:
         self._to_gate: deque[_Part] = deque()
         self._at_gate_eye: deque[_Part] = deque()
         self._to_prove: deque[_Part] = deque()
+        self._prove_ns = 0
         self._soon: list[Happened] = []
         self._step_mm = shape.encoder_mm / 4 if shape.quarters else shape.encoder_mm
         self._steps = 0
@@ -264,8 +265,9 @@ class Line:
             self._cross(what, self._last_ns, happened)
         if self.shape.cameras:
             self._expose(now_ns, happened)
-        if self._to_prove:
+        if self._to_prove and (self._gate.rejecting or now_ns >= self._prove_ns):
             self._prove(now_ns)
+            self._prove_ns = now_ns + 20 * MS  # before a gate that lets parts pass there is no hurry
         if self._soon:
             self._tell_soon(now_ns, happened)
         return happened

@@ -25,7 +25,8 @@ class Scenario:
 
 _ENCODER = {
     "transport.speed_mm_s": None,
-    "transport.encoder": {"input": "twin://encoder", "input_b": "twin://encoder_b", "mm_per_pulse": 10.0},
+    "transport.encoder": {"input": "twin://encoder", "input_b": "twin://encoder_b", "mm_per_pulse": 12.0},
+    "trigger.min_pitch_mm": 24,
     "transport.running": "twin://running",
     "transport.stopped_after_ms": 500,  # creeping, a pulse takes 200 ms
     "transport.max_speed_mm_s": 800,
@@ -50,7 +51,6 @@ SCENARIOS = {
     "slip": Scenario(
         "encoder; parts slide on the belt further than they lie apart; the gate's eye finds them",
         {**_ENCODER, "reject.gate_eye": "twin://gate_eye", "reject.confirm": {"input": "twin://confirm", "within_ms": 150}},
-        "ramp",
         slip_mm=40.0,
     ),
 }
