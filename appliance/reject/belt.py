@@ -32,8 +32,8 @@ class Belt(Protocol):
         ...
 
     @property
-    def resolution_mm(self) -> float:
-        """The belt may tremble this far to and fro without being seen to."""
+    def counted(self) -> int | None:
+        """Pulses up to the farthest place; the same number twice = the belt has not moved on by one. None: not counted."""
         ...
 
 
@@ -41,7 +41,7 @@ class ConstantBelt:
     """A belt that is said to run at one speed. Its stops are seen where ``run`` is told by the drive's contact."""
 
     behind = False
-    resolution_mm = 0.0
+    counted = None
 
     def __init__(self, speed_mm_s: float) -> None:
         if speed_mm_s <= 0:
@@ -93,7 +93,7 @@ class EncoderBelt:
     def __init__(self, mm_per_pulse: float, max_speed_mm_s: float, stopped_after_ms: float) -> None:
         if mm_per_pulse <= 0 or max_speed_mm_s <= 0:
             raise ValueError(f"{mm_per_pulse} mm per pulse at {max_speed_mm_s} mm/s: both must be more than 0")
-        self._mm = self.resolution_mm = mm_per_pulse
+        self._mm = mm_per_pulse
         self._shortest_ns = round(mm_per_pulse / max_speed_mm_s * NS_PER_S)
         self._stop_ns = round(stopped_after_ms * MS)
         self._interval_ns = float(self._shortest_ns)  # until the first two pulses: as if at full speed
@@ -144,6 +144,10 @@ class EncoderBelt:
     @property
     def behind(self) -> bool:
         return self._raw < self._high
+
+    @property
+    def counted(self) -> int:
+        return self._high
 
     @property
     def newest_ns(self) -> int:

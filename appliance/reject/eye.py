@@ -35,7 +35,9 @@ class Eye:
     sequence: int = -1
     touching_told: bool = False
     _covered_before_mm: float | None = None
-    _freed_mm: float = float("-inf")
+    _freed_at: int | None = None
+    covering_mm: float = 0.0
+    """How much of the belt the last covering took that was longer than one part."""
 
     def edge(self, edge: Edge) -> Seen:
         """One edge, in the order of their time stamps."""
@@ -50,10 +52,12 @@ class Eye:
         self.last_edge_ns = edge.time_ns
         if not active:
             touching = self._too_long(position_mm)
+            if self.touching_told and self.covered_mm is not None:
+                self.covering_mm = position_mm - self.covered_mm
             self._covered_before_mm, self.covered_mm = self.covered_mm, None
-            self._freed_mm = float("-inf") if self.belt.behind else position_mm
+            self._freed_at = None if self.belt.behind else self.belt.counted
             return Seen.LOST_EDGES if lost else Seen.TOUCHING if touching else Seen.NOTHING
-        trembled = position_mm - self._freed_mm < self.belt.resolution_mm and not self.belt.behind
+        trembled = self._freed_at is not None and self._freed_at == self.belt.counted and not self.belt.behind
         if (bounce or trembled) and not lost:
             # The beam was never really free: what follows lengthens the same covering (and may prove two parts).
             self.covered_mm = position_mm if self._covered_before_mm is None else self._covered_before_mm

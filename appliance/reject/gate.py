@@ -22,7 +22,8 @@ _TOUCH_NS = 2 * MS  # no valve goes there and back in this time: windows so clos
 
 @dataclass(eq=False)
 class RejectWindow:
-    """One stretch in reject. ``arrive_mm``: belt position as its part's front reaches the gate.
+    """One stretch in reject. ``arrive_mm``: belt position as its part's front reaches the gate; ``length_mm``: how
+    much of the belt must go.
 
     ``edge_ns``: when the output had to move, final once it is open; ``opened_ns``/``error_ns``: when the pin really
     moved for it, None while it has not; ``effect_ns``: when the gate stood there; ``opens_mm``/``closes_mm``: the
@@ -32,6 +33,7 @@ class RejectWindow:
     part: int
     arrive_mm: float
     edge_ns: int
+    length_mm: float = 0.0
     pulse_end_ns: int = 0
     effect_ns: int = 0
     opens_mm: float = _FAR_MM
@@ -44,9 +46,8 @@ class RejectWindow:
 class Gate:
     """Windows in the order of their parts; at any instant the gate rejects when one of them is open."""
 
-    def __init__(self, belt: Belt, part_mm: float, pulse_ms: float, response_ms: float) -> None:
+    def __init__(self, belt: Belt, pulse_ms: float, response_ms: float) -> None:
         self._belt = belt
-        self._part_mm = part_mm
         self._pulse_ns = round(pulse_ms * MS)
         self._response_ns = round(response_ms * MS)
         self._waiting: deque[RejectWindow] = deque()
@@ -68,9 +69,9 @@ class Gate:
         """When the output must move for a part that arrives at ``arrive_mm``, as far as the belt is known."""
         return self._belt.time_at(arrive_mm, now_ns) - self._response_ns
 
-    def plan(self, part: int, arrive_mm: float, now_ns: int) -> RejectWindow:
+    def plan(self, part: int, arrive_mm: float, length_mm: float, now_ns: int) -> RejectWindow:
         """Commit a reject for a part: it will be hit; when, the belt says until then."""
-        window = RejectWindow("part", part, arrive_mm, self.edge_ns(arrive_mm, now_ns))
+        window = RejectWindow("part", part, arrive_mm, self.edge_ns(arrive_mm, now_ns), length_mm)
         at = len(self._waiting)
         while at and self._waiting[at - 1].arrive_mm > arrive_mm:
             at -= 1
@@ -126,7 +127,7 @@ class Gate:
         """When a window ends, as far as the belt is known."""
         if window.closed:
             return window.pulse_end_ns
-        return max(window.pulse_end_ns, self._belt.time_at(window.arrive_mm + self._part_mm, now_ns))
+        return max(window.pulse_end_ns, self._belt.time_at(window.arrive_mm + window.length_mm, now_ns))
 
     def next_due_ns(self, now_ns: int) -> int | None:
         """The next instant at which ``step`` has something to do."""
@@ -136,9 +137,9 @@ class Gate:
             due = end_ns if due is None or end_ns < due else due
         return due
 
-    def hit_by(self, arrive_mm: float, own: RejectWindow | None) -> RejectWindow | None:
+    def hit_by(self, arrive_mm: float, length_mm: float, own: RejectWindow | None) -> RejectWindow | None:
         """The window that hit a part as it stood at the gate: a hold before its own, its own before a neighbour's."""
-        leave_mm = arrive_mm + self._part_mm
+        leave_mm = arrive_mm + length_mm
         neighbour: RejectWindow | None = None
         for window in self._past:
             if window.opened_ns is None or window.opens_mm >= leave_mm or window.closes_mm <= arrive_mm:

@@ -65,6 +65,8 @@ class OpenPart:
     due_ns: int = 0
     arrive_mm: float = 0.0
     """Belt position as its front reaches the first gate; the gate's eye may correct it."""
+    length_mm: float = 0.0
+    """What of the belt is its: more than ``part_mm`` where two parts touch, for the second has no number of its own."""
     seen_at_gate: bool = False
     many: bool = False
     """More than one edge belongs to it: two parts that touch or follow too closely."""

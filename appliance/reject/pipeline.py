@@ -31,7 +31,7 @@ class Pipeline:
     ) -> None:  # fmt: skip
         self._plan, self._belt, self._books, self._journal, self._clock = plan, belt, books, journal, clock
         self._account = account
-        self.gates = {name: Gate(belt, plan.part_mm, gate.pulse_ms, gate.response_ms) for name, gate in plan.gates.items()}
+        self.gates = {name: Gate(belt, gate.pulse_ms, gate.response_ms) for name, gate in plan.gates.items()}
         self._first = self.gates["gate"]
         self._divert = self.gates.get("divert")
         self._divert_mm = plan.divert.distance_mm - plan.gate.distance_mm if plan.divert else 0.0
@@ -76,6 +76,7 @@ class Pipeline:
             recipe=self._plan.recipe,
             recipe_number=self._plan.recipe_number,
             arrive_mm=trigger_mm + self._plan.gate.distance_mm + slip_mm,
+            length_mm=self._plan.part_mm,
         )
         part.deadline_ns = self._commit_ns(part, now_ns)
         self._books.write_header()
@@ -118,6 +119,16 @@ class Pipeline:
         if touching and not self.open[-1].committed:
             self.open[-1].forced = "double"
 
+    def lengthen(self, length_mm: float) -> None:
+        """Where the newest part was seen, the beam stayed covered for so long: all of that goes where it goes."""
+        if not self.open:
+            return
+        part = self.open[-1]
+        part.length_mm = max(part.length_mm, length_mm)
+        for window in (part.window, part.divert_window):
+            if window is not None:
+                window.length_mm = part.length_mm
+
     def trigger_of(self, part: OpenPart) -> Message:
         """What inspectd is told."""
         return Trigger(part.part, part.trigger_ns, part.deadline_ns, part.recipe)
@@ -133,9 +144,10 @@ class Pipeline:
             if hold is not None and part.planned != "reject" and self._first.held is None:
                 part.planned, part.reason = "reject", hold
             if part.planned == "reject":
-                part.window = self._first.plan(part.part, part.arrive_mm, now_ns)
+                part.window = self._first.plan(part.part, part.arrive_mm, part.length_mm, now_ns)
             elif part.planned == "divert" and self._divert is not None:
-                part.divert_window = self._divert.plan(part.part, part.arrive_mm + self._divert_mm, now_ns)
+                at_mm = part.arrive_mm + self._divert_mm
+                part.divert_window = self._divert.plan(part.part, at_mm, part.length_mm, now_ns)
             done.append(part)
         return done
 
@@ -170,11 +182,11 @@ class Pipeline:
         part.due_ns = part.deadline_ns + self._deadline_ns
 
     def _pass_ns(self, part: OpenPart, now_ns: int) -> int:
-        leave_ns = self._belt.time_at(part.arrive_mm + self._plan.part_mm, now_ns)
+        leave_ns = self._belt.time_at(part.arrive_mm + part.length_mm, now_ns)
         return max(leave_ns, self._first.end_ns(part.window, now_ns)) if part.window else leave_ns
 
     def _pass(self, part: OpenPart, now_ns: int) -> None:
-        part.hit = self._first.hit_by(part.arrive_mm, part.window)
+        part.hit = self._first.hit_by(part.arrive_mm, part.length_mm, part.window)
         if part.window is not None:
             part.due_ns = part.window.edge_ns
         if part.hit is not None and self.proof is not None:
@@ -188,7 +200,7 @@ class Pipeline:
         proved_ns = self.proof.over_ns(part.part) if self.proof else 0
         if self._divert is None:
             return proved_ns
-        leave_ns = self._belt.time_at(part.arrive_mm + self._divert_mm + self._plan.part_mm, now_ns)
+        leave_ns = self._belt.time_at(part.arrive_mm + self._divert_mm + part.length_mm, now_ns)
         if part.divert_window:
             leave_ns = max(leave_ns, self._divert.end_ns(part.divert_window, now_ns))
         return max(proved_ns, leave_ns)
@@ -196,7 +208,7 @@ class Pipeline:
     def _close_at_gate(self, part: OpenPart, now_ns: int) -> None:
         diverted = None
         if part.hit is None and self._divert is not None:
-            diverted = self._divert.hit_by(part.arrive_mm + self._divert_mm, part.divert_window)
+            diverted = self._divert.hit_by(part.arrive_mm + self._divert_mm, part.length_mm, part.divert_window)
         if self._divert is not None and self._behind:
             self._divert.forget_before(self._behind[0].arrive_mm + self._divert_mm)
         disposition, disposed_by = what_happened(part, part.hit, diverted)
@@ -245,6 +257,7 @@ class Pipeline:
                 kept.recipe, kept.recipe_number, kept.verdict, kept.heard_ns,
             )  # fmt: skip
             part.arrive_mm = part.trigger_mm + self._plan.gate.distance_mm
+            part.length_mm = self._plan.part_mm
             self._judge(part, kept.trigger_ns)
             self._close(part, "reject", "purge", None)
             count += 1

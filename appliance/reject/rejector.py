@@ -223,6 +223,9 @@ class Rejector:
             self._count(seen.value)
             if seen is Seen.DOUBLE:
                 self._parts.touch(touching=False)
+        if self._eye.covering_mm:
+            self._parts.lengthen(self._eye.covering_mm)
+            self._eye.covering_mm = 0.0
 
     def on_frame_seen(self, frame: FrameSeen, now_ns: int) -> None:
         """``trigger: frame``: each frame is a part, at the middle of its exposure."""

@@ -64,6 +64,8 @@ class Result:
             told.append(f"{self.mqtt['lost']} MQTT messages lost")
         if one.good and one.false_rejects > MOST_FALSE_REJECTS * one.good:
             told.append(f"{one.false_rejects} of {one.good} good parts falsely rejected: over 1 %")
+        if one.untracked_outside:
+            told.append(f"{one.untracked_outside} parts at the eye have no record")
         if one.good_lost_outside:
             told.append(f"{one.good_lost_outside} good parts lost outside of faults")
         return told

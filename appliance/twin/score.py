@@ -53,6 +53,8 @@ class Score:
     unsparable: int = 0
     """Of the lost good parts: inside the window that a neighbour's reject needs, the valve's way back included."""
     untracked: int = 0
+    untracked_outside: int = 0
+    """Parts at the eye without a record, outside of faults: law 1."""
     unexplained: int = 0
     per_kind: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -76,6 +78,8 @@ def score(
         record = _nearest(truth.edge_ns, times, records, half_pitch_ns, used)
         if record is None:
             result.untracked += 1
+            excuse = any(begin <= truth.edge_ns <= end for begin, end in excused)
+            result.untracked_outside += not excuse
         beside = [*truths[max(0, at - 3) : at], *truths[at + 1 : at + 4]] if truth.bin != "good" else []
         spared_nowhere = gate is not None and any(one.bin == truth.bin and gate.takes(one, truth) for one in beside)
         _one(result, truth, record, excused, spared_nowhere)

@@ -222,6 +222,17 @@ def test_windows_that_overlap_or_touch_are_one_and_never_chatter(gap_ms: int) ->
     assert all(one.disposition == "reject" for one in line.records)
 
 
+def test_a_second_part_that_touches_the_first_goes_with_it() -> None:
+    """It has no number of its own, and nobody judged it: the gate stays until the end of what covered the eye."""
+    line = running(PLAN, lambda part: ("pass", 20.0))
+    at = line.part(100, length_mm=57)
+    line.part(100)
+    line.finish()
+    opened, closed = [one for one, _ in line.gate_rejecting()][-2:]
+    assert opened == at + 828 * MS and closed == pytest.approx(at + (840 + 57 * 2) * MS, abs=MS)
+    assert [(one.verdict, one.disposition) for one in line.records] == [("blind", "reject"), ("pass", "accept")]
+
+
 def test_a_driver_that_wants_to_know_early_is_told_early_and_the_part_is_settled_before() -> None:
     line = running(PLAN, lambda part: ("fail", 780.0))
     line.rejector.on_lead("gate", 100 * MS)
