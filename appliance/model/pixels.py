@@ -85,7 +85,7 @@ def quads(memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image:
     x, y, w, h = roi
     plane = _plane(rows, (x, y, w // 2 * 2, h // 2 * 2), pixel)
     corners = (plane[0::2, 0::2], plane[0::2, 1::2], plane[1::2, 0::2], plane[1::2, 1::2])
-    colours = _colours(pixel, x, y)
+    colours = quad_colours(pixel, x, y)
     first, second = (corner for corner, colour in zip(corners, colours) if colour == _GREEN)
     result = np.empty((*corners[0].shape, 3), plane.dtype)
     result[:, :, 0] = corners[colours.index(_RED)]
@@ -165,7 +165,7 @@ def _nv12(rows: U8, height: int, box: Box) -> U8:
     return _rgb(rows[y : y + h, x : x + w], u, v)
 
 
-def _colours(pixel: str, x: int, y: int) -> tuple[int, ...]:
+def quad_colours(pixel: str, x: int, y: int) -> tuple[int, ...]:
     """Colours of the quad whose corner is (x, y)."""
     order = _BAYER[pixel[6:10]]
     return tuple(order[(y + row) % 2 * 2 + (x + column) % 2] for row in (0, 1) for column in (0, 1))
@@ -178,7 +178,7 @@ def _demosaic(rows: U8, size: Size, pixel: str, box: Box) -> Image:
     x, y, w, h = box
     left, top, right, bottom = max(0, x - 1), max(0, y - 1), min(size[0], x + w + 1), min(size[1], y + h + 1)
     plane = _plane(rows, (left, top, right - left, bottom - top), pixel)
-    colours = _colours(pixel, left, top)
+    colours = quad_colours(pixel, left, top)
     result = np.empty((*plane.shape, 3), plane.dtype)
     for colour in (_RED, _GREEN, _BLUE):
         mask = np.zeros(plane.shape, np.uint32)

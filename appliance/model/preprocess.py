@@ -179,7 +179,12 @@ def laplacian_variance(grey: Image) -> float:
 
 def scale_of(image: Image) -> float:
     """What brings a word to 0..255."""
-    return 255 / 65535 if image.dtype == np.uint16 else 1.0
+    return scale_of_word(image.dtype == np.uint16)
+
+
+def scale_of_word(words: bool) -> float:
+    """Of 16-bit words, or bytes."""
+    return 255 / 65535 if words else 1.0
 
 
 def to_float(image: Image) -> F32:
@@ -189,8 +194,8 @@ def to_float(image: Image) -> F32:
 
 def bilinear(image: F32, size: Size) -> F32:
     """To (width, height): half-pixel centres, edges repeated, float32."""
-    rows, row_share = _places(image.shape[0], size[1])
-    columns, column_share = _places(image.shape[1], size[0])
+    rows, row_share = bilinear_places(image.shape[0], size[1])
+    columns, column_share = bilinear_places(image.shape[1], size[0])
     row_share = row_share.reshape(-1, *[1] * (image.ndim - 1))
     column_share = column_share.reshape(1, -1, *[1] * (image.ndim - 2))
     last_row, last_column = image.shape[0] - 1, image.shape[1] - 1
@@ -200,7 +205,8 @@ def bilinear(image: F32, size: Size) -> F32:
     return np.asarray(across, np.float32)
 
 
-def _places(length: int, wanted: int) -> tuple[I64, F32]:
+def bilinear_places(length: int, wanted: int) -> tuple[I64, F32]:
+    """For each of ``wanted`` places over ``length``: its lower neighbour (-1: before the first) and the upper one's share."""
     at = (np.arange(wanted, dtype=np.float64) + 0.5) * (length / wanted) - 0.5
     floor = np.floor(at)
     return floor.astype(np.int64), (at - floor).astype(np.float32)

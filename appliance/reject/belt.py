@@ -32,6 +32,11 @@ class Belt(Protocol):
         ...
 
     @property
+    def resolution_mm(self) -> float:
+        """How far a place may be off between two pulses of a belt that stops; 0: not counted."""
+        ...
+
+    @property
     def counted(self) -> int | None:
         """Pulses up to the farthest place; the same number twice = the belt has not moved on by one. None: not counted."""
         ...
@@ -42,6 +47,7 @@ class ConstantBelt:
 
     behind = False
     counted = None
+    resolution_mm = 0.0
 
     def __init__(self, speed_mm_s: float) -> None:
         if speed_mm_s <= 0:
@@ -93,7 +99,7 @@ class EncoderBelt:
     def __init__(self, mm_per_pulse: float, max_speed_mm_s: float, stopped_after_ms: float) -> None:
         if mm_per_pulse <= 0 or max_speed_mm_s <= 0:
             raise ValueError(f"{mm_per_pulse} mm per pulse at {max_speed_mm_s} mm/s: both must be more than 0")
-        self._mm = mm_per_pulse
+        self._mm = self.resolution_mm = mm_per_pulse
         self._shortest_ns = round(mm_per_pulse / max_speed_mm_s * NS_PER_S)
         self._stop_ns = round(stopped_after_ms * MS)
         self._interval_ns = float(self._shortest_ns)  # until the first two pulses: as if at full speed

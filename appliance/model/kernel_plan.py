@@ -1,0 +1,121 @@
+"""What the preprocess kernels (appliance/kernels/preprocess.cu) are told: structures, tables and which kernel to launch.
+
+Field for field the structs of the source; tests/kernels holds their sizes and everything they bring about to the
+reference in preprocess.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from appliance.model import pixels
+from appliance.model.bundle import InputSpec
+from appliance.model.pixels import Box, Size
+from appliance.model.preprocess import NO_GAINS, PAD, Gains, bilinear_places, content_box, scale_of_word
+
+MOST_HALVINGS = 6
+_MONO = {"mono8": "mono8", "mono10": "mono16", "mono12": "mono16", "mono16": "mono16"}
+
+
+class FrameStruct(ctypes.Structure):
+    """Where the next frame lies; filled before each launch."""
+
+    _fields_ = [("data", ctypes.c_uint64), ("pitch", ctypes.c_int64)]
+
+
+class PlanStruct(ctypes.Structure):
+    """One camera's and recipe's constants."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in (
+            "frame_width", "frame_height", "x", "y", "width", "height", "image_width", "image_height", "halvings",
+            "out_width", "out_height", "channels",
+        )),
+        ("colours", ctypes.c_int * 4), ("balanced", ctypes.c_int), ("gains", ctypes.c_double * 3),
+        *((name, ctypes.c_int) for name in (
+            "target_width", "target_height", "left", "top", "content_width", "content_height",
+        )),
+        ("pad", ctypes.c_float), ("scale", ctypes.c_float), ("mean", ctypes.c_float * 3), ("deviation", ctypes.c_float * 3),
+    ]  # fmt: skip
+
+
+class SumsStruct(ctypes.Structure):
+    """What a launch leaves beside the tensor; zeroed before each."""
+
+    _fields_ = [
+        ("histogram", ctypes.c_uint32 * 256), ("total", ctypes.c_uint64), ("laplacian", ctypes.c_int64),
+        ("laplacian_squared", ctypes.c_uint64),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """``gather``/``words``: which kernels; ``halved_channels`` x ``halved_size`` (width, height) of u8 or u16 between them;
+    rows, columns: int32 upper/left neighbour of each content row/column, float32 share of the other one."""
+
+    gather: str
+    words: bool
+    struct: PlanStruct
+    halved_channels: int
+    halved_size: Size
+    rows: npt.NDArray[np.int32]
+    row_shares: npt.NDArray[np.float32]
+    columns: npt.NDArray[np.int32]
+    column_shares: npt.NDArray[np.float32]
+
+    @property
+    def halved_bytes(self) -> int:
+        return self.halved_channels * self.halved_size[0] * self.halved_size[1] * (2 if self.words else 1)
+
+    def laplacian_variance(self, sums: SumsStruct) -> float:
+        """On 0..255, as the reference has it; exact sums of whole numbers until here."""
+        count = (self.halved_size[0] - 2) * (self.halved_size[1] - 2)
+        if min(self.halved_size) < 3:
+            return 0.0
+        mean = sums.laplacian / count
+        return float((sums.laplacian_squared / count - mean * mean) * self.struct.scale**2)
+
+
+def kernel_plan(size: Size, pixel: str, roi: Box | None, spec: InputSpec, gains: Gains = NO_GAINS) -> KernelPlan:
+    """For frames of ``size`` (width, height) in format ``pixel``. Raises ValueError for a format no kernel reads."""
+    if pixel not in pixels.FORMATS:
+        raise ValueError(f"pixel format {pixel} is read by no kernel; decode it first")
+    box = roi or (0, 0, *size)
+    left, top, content_width, content_height = content_box(box[2], box[3], spec)
+    image_width, image_height = box[2], box[3]
+    bayer, words = pixels.is_bayer(pixel), pixels.is_words(pixel)
+    quads = bayer and image_width >= 2 * content_width and image_height >= 2 * content_height
+    if quads:
+        image_width, image_height = image_width // 2, image_height // 2
+    halvings, out_width, out_height = 0, image_width, image_height
+    while out_width >= 2 * content_width and out_height >= 2 * content_height:
+        halvings, out_width, out_height = halvings + 1, out_width // 2, out_height // 2
+    if halvings > MOST_HALVINGS:
+        text = f"a picture of {box[2]} x {box[3]} is halved {halvings} times"
+        raise ValueError(f"{text}; {MOST_HALVINGS} can be, take a smaller roi")
+    rows, row_shares = bilinear_places(out_height, content_height)
+    columns, column_shares = bilinear_places(out_width, content_width)
+    colour = pixel not in _MONO
+    struct = PlanStruct(
+        frame_width=size[0], frame_height=size[1], x=box[0], y=box[1], width=box[2], height=box[3],
+        image_width=image_width, image_height=image_height, halvings=halvings, out_width=out_width, out_height=out_height,
+        channels=spec.channels, colours=(ctypes.c_int * 4)(*(pixels.quad_colours(pixel, box[0], box[1]) if bayer else (0,) * 4)),
+        balanced=colour and tuple(gains) != NO_GAINS, gains=(ctypes.c_double * 3)(*gains),
+        target_width=spec.size[0], target_height=spec.size[1], left=left, top=top, content_width=content_width,
+        content_height=content_height, pad=PAD, scale=scale_of_word(words),
+        mean=(ctypes.c_float * 3)(*_three(spec.mean)), deviation=(ctypes.c_float * 3)(*_three(spec.std)),
+    )  # fmt: skip
+    name = _MONO.get(pixel) or (f"{'quads' if quads else 'bayer'}{16 if words else 8}" if bayer else pixel)
+    halved_channels = 3 if colour and spec.channels == 3 else 1
+    return KernelPlan(
+        name, words, struct, halved_channels, (out_width, out_height), rows.astype(np.int32), row_shares,
+        columns.astype(np.int32), column_shares,
+    )  # fmt: skip
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    return (*values, *values, *values)[:3] if len(values) < 3 else values[:3]  # type: ignore[return-value]
