@@ -36,7 +36,6 @@ class Eye:
     touching_told: bool = False
     _covered_before_mm: float | None = None
     _freed_at: int | None = None
-    _slack_mm: float = 0.0
     covering_mm: float = 0.0
     """How much of the belt the last covering took that was longer than one part."""
 
@@ -62,12 +61,10 @@ class Eye:
         if (bounce or trembled) and not lost:
             # The beam was never really free: what follows lengthens the same covering (and may prove two parts).
             self.covered_mm = position_mm if self._covered_before_mm is None else self._covered_before_mm
-            self._slack_mm = self.belt.resolution_mm if trembled else 0.0
             return Seen.BOUNCE if bounce else Seen.TREMBLED
         if self.covered_mm is None:
             self.covered_mm = position_mm
             self.touching_told = False
-            self._slack_mm = 0.0
         if lost:
             return Seen.LOST_EDGES
         if self.belt.behind:
@@ -94,5 +91,5 @@ class Eye:
     def _too_long(self, position_mm: float) -> bool:
         if self.covered_mm is None or self.touching_told:
             return False
-        self.touching_told = position_mm - self.covered_mm > self.plan.max_part_mm + self._slack_mm
+        self.touching_told = position_mm - self.covered_mm > self.plan.max_part_mm + self.belt.resolution_mm
         return self.touching_told
