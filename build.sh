@@ -12,6 +12,7 @@ usage: ./build.sh VERB [arguments]
   demo    the whole line on this computer: set-up, 600 parts, a table (arguments go to `appliance demo`)
   test    the test suite; ends with what stayed dark and why (arguments go to pytest)
   check   ruff, mypy, import directions, belt and alarms against their oracles in 20,000 examples (some minutes)
+  kernels the GPU kernels for every Jetson into build/kernels, by pinned compilers, without a GPU
   bench   benches on real hardware: bench reject (how far a gate's edge lies from its due time; two minutes)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
 TEXT
@@ -37,6 +38,22 @@ do_check() {
   "$venv/bin/python" -m pytest -q tests/test_house.py || failed=1
   HYPOTHESIS_PROFILE=thorough "$venv/bin/python" -m pytest -q --timeout 1800 -k AgainstThe tests/reject || failed=1
   return $failed
+}
+
+# The compilers are 110 MB to fetch: only here, and only once.
+do_kernels() {
+  set_up
+  cd "$here"
+  local generation
+  for generation in 12.6 13.0; do
+    local folder=$venv/nvrtc/$generation lock=appliance/kernels/nvrtc-$generation.lock
+    [[ -f $folder/ready ]] && cmp -s "$lock" "$folder/ready" && continue
+    rm -rf "$folder"
+    PIP_USER=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \
+      --require-hashes --no-deps --target "$folder" -r "$lock"
+    cp "$lock" "$folder/ready"
+  done
+  exec "$venv/bin/python" -m calibration.kernels "$venv/nvrtc" -o build/kernels "$@"
 }
 
 do_bench() {
@@ -112,7 +129,7 @@ install_lock() {
 
 verb=${1:-help}
 case $verb in
-  demo | test | check | bench) shift; "do_$verb" "$@" ;;
+  demo | test | check | kernels | bench) shift; "do_$verb" "$@" ;;
   help | -h | --help) usage ;;
   *) usage >&2; refuse "no verb '$verb'" ;;
 esac
