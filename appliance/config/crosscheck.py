@@ -95,6 +95,9 @@ def _gate(station: Station) -> list[Found]:
         if station.reject.distance_mm <= camera.at_mm:
             instead = f"write more than {camera.at_mm:g}"
             found.append((("reject", "distance_mm"), f"the gate lies before camera {name}", instead))
+    if station.trigger.blocked_mm >= station.reject.distance_mm:
+        text = "a part may pass the gate before its covered eye is noticed"
+        found.append((("trigger", "blocked_mm"), text, f"write less than {station.reject.distance_mm:g}"))
     if station.trigger.max_part_mm <= station.part_mm:
         instead = f"write more than {station.part_mm:g}"
         found.append((("trigger", "max_part_mm"), "one part alone covers the eye for longer", instead))

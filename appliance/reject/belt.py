@@ -12,6 +12,7 @@ from typing import Protocol
 
 NS_PER_S = 1_000_000_000
 MS = 1_000_000
+_PAUSE_NS = 100_000
 FAR_NS = 3600 * NS_PER_S  # "not as long as the belt stands": asked again at every turn
 
 
@@ -147,6 +148,10 @@ class EncoderBelt:
             self._history_ns.append(time_ns)
             self._history_pulse.append(self._high)
 
+    def begin_anew(self) -> None:
+        """What ran back need not come forward again: all that lies there is unknown."""
+        self._raw = self._high
+
     @property
     def behind(self) -> bool:
         return self._raw < self._high
@@ -190,7 +195,8 @@ class EncoderBelt:
             return now_ns - moved_ns + round(ahead * self._interval_ns)
         if moved_ns >= self._stop_ns:
             return now_ns + FAR_NS
-        return now_ns + round((ahead - 1) * moved_ns)
+        # Just beyond the pulse that is overdue: asked again soon, but not without a pause.
+        return now_ns + max(_PAUSE_NS, round((ahead - 1) * moved_ns))
 
     def _moved_ns(self, time_ns: int) -> int:
         """For how long the belt has run since its newest pulse."""

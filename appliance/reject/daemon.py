@@ -29,6 +29,7 @@ from appliance.reject.rejector import Effects, Move, Rejector
 log = logging.getLogger("appliance.reject")
 
 RETRY_NS = 100 * MS
+_MOST_TO_INSPECT = 2000
 _SENDS_PER_TURN = 16  # a reconnecting reportd gets its backlog in slices: the gate comes first
 _STOP_NS = 1_500 * MS  # how long a stopping rejectd stays for the last records to be acknowledged
 
@@ -62,7 +63,7 @@ class Rejectd:
         self._strangers: list[SocketLink] = []
         self._inspect: SocketLink | None = None
         self._report: SocketLink | None = None
-        self._to_inspect: deque[Message] = deque()
+        self._to_inspect: deque[Message] = deque(maxlen=_MOST_TO_INSPECT)  # a hung inspectd loses the stale ones
         self._to_report: deque[PartClosed | Event] = deque()
         self._retry_ns = 0
         self.stopping = False
@@ -94,6 +95,8 @@ class Rejectd:
         end_ns = self._clock.now_ns() + _STOP_NS
         while self._report and self._rejector.journal and self._clock.now_ns() < end_ns:
             self._send()
+            if self._report is None:
+                break
             select.select([self._report], [], [], 0.02)
             self._read_report()
         for output in self._outputs.values():

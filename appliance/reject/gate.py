@@ -57,6 +57,8 @@ class Gate:
         self._hold: RejectWindow | None = None
         self.lead_ns = 0
         """How long before its due time the output's driver wants to know of an edge."""
+        self._told = False
+        """The output was told to reject and its driver has not said since when it does."""
         self.rejecting = True
         """What the output should show now."""
 
@@ -102,6 +104,8 @@ class Gate:
             window.opens_mm = self._belt.position_mm(window.effect_ns)
             self._on_its_way.remove(window)
         while self._waiting and (edge_ns := self.edge_ns(self._waiting[0].arrive_mm, now_ns)) - self.lead_ns <= now_ns:
+            if self._ends_before(edge_ns, now_ns) is not None:
+                break  # told now, the gate would not come back between the two
             window = self._waiting.popleft()
             window.edge_ns, window.pulse_end_ns = edge_ns, edge_ns + self._pulse_ns
             self._past.append(window)
@@ -110,13 +114,15 @@ class Gate:
         ended_ns = self._end_windows(now_ns) if self._open else None
         rejecting = bool(self._open) or self._hold is not None
         if rejecting == self.rejecting:
-            self._already_there()
+            if not self._told:
+                self._already_there()
             return None
-        self.rejecting = rejecting
+        self.rejecting = self._told = rejecting
         return (due_ns or now_ns) if rejecting else (ended_ns or now_ns)
 
     def moved(self, at_ns: int, due_ns: int) -> None:
         """The pin stood in reject from ``at_ns``: tell the windows that waited for it."""
+        self._told = False
         for window in self._open:
             if window.opened_ns is None:
                 window.opened_ns = at_ns
@@ -131,11 +137,21 @@ class Gate:
 
     def next_due_ns(self, now_ns: int) -> int | None:
         """The next instant at which ``step`` has something to do."""
-        due = self.edge_ns(self._waiting[0].arrive_mm, now_ns) - self.lead_ns if self._waiting else None
+        due: int | None = None
+        if self._waiting:
+            edge_ns = self.edge_ns(self._waiting[0].arrive_mm, now_ns)
+            due = max(edge_ns - self.lead_ns, self._ends_before(edge_ns, now_ns) or 0)
         for window in self._open:
             end_ns = self.end_ns(window, now_ns)
             due = end_ns if due is None or end_ns < due else due
         return due
+
+    def _ends_before(self, edge_ns: int, now_ns: int) -> int | None:
+        """When the gate comes home before the next window's edge; None: it need not be waited for."""
+        if not self.lead_ns or not self._open or edge_ns <= now_ns:
+            return None
+        end_ns = max(self.end_ns(window, now_ns) for window in self._open)
+        return end_ns if edge_ns - end_ns >= _TOUCH_NS else None
 
     def hit_by(self, arrive_mm: float, length_mm: float, own: RejectWindow | None) -> RejectWindow | None:
         """The window that hit a part as it stood at the gate: a hold before its own, its own before a neighbour's."""
@@ -156,8 +172,8 @@ class Gate:
 
     def forget_before(self, arrive_mm: float) -> None:
         """No part that arrives before this position is open any more: drop the windows that lie behind it."""
-        while self._past and self._past[0].closed and self._past[0].closes_mm <= arrive_mm:
-            self._past.popleft()
+        # Behind a hold that stands for days too: what is open or ahead stays, and that is little.
+        self._past = deque(one for one in self._past if not one.closed or one.closes_mm > arrive_mm)
 
     def _already_there(self) -> None:
         # The gate stood in reject before these windows opened: no edge was needed.

@@ -24,7 +24,7 @@ class Guard:
 
     def lost(self, name: str, now_ns: int) -> None:
         """The input itself is gone: as unhealthy as a cut wire."""
-        if self._levels.get(name, (True, 0))[0]:
+        if name in SUPERVISED and self._levels.get(name, (True, 0))[0]:
             self._levels[name] = (False, now_ns)
 
     def step(self, now_ns: int, home_since_ns: int | None) -> None:

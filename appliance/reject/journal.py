@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from appliance.messages import Event, PartClosed, decode, encode
 from appliance.ports import Clock
-from appliance.reject.books import JOURNAL, Books, BooksFull
+from appliance.reject.books import JOURNAL, ROOM, Books, BooksFull
 
 
 class Journal:
@@ -44,8 +46,11 @@ class Journal:
     def event(self, kind: str, data: dict[str, Any], now_ns: int) -> None:
         """Say that something happened."""
         wall_us, quality = self._clock.wall_us(now_ns), self._clock.quality()
+        event = Event(self.next_n, kind, now_ns, wall_us, quality, data, self._books.header.run)
+        if len(encode(event)) > ROOM:  # somebody's long words: their beginning is enough
+            event = msgspec.structs.replace(event, data={key: _short(value) for key, value in data.items()})
         try:
-            self.keep(Event(self.next_n, kind, now_ns, wall_us, quality, data, self._books.header.run))
+            self.keep(event)
         except BooksFull:
             self.events_lost += 1
 
@@ -59,3 +64,7 @@ class Journal:
     def _add(self, message: PartClosed | Event) -> None:
         self.waiting[message.n] = message
         self.parts_waiting += isinstance(message, PartClosed)
+
+
+def _short(value: Any) -> Any:
+    return value.encode()[:60].decode(errors="ignore") if isinstance(value, str) else value

@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from appliance.messages import Confirmed, DisposedBy, Disposition, Message, PartClosed, Trigger, Verdict, encode
+import msgspec
+
+from appliance.messages import (
+    WORST_FIRST,
+    Confirmed,
+    DisposedBy,
+    Disposition,
+    Message,
+    PartClosed,
+    Trigger,
+    Verdict,
+    encode,
+)
 from appliance.ports import Clock
 from appliance.reject.belt import Belt
 from appliance.reject.books import PART, Books
@@ -42,7 +54,8 @@ class Pipeline:
         self._before: deque[OpenPart] = deque()
         self._behind: deque[OpenPart] = deque()
         self._by_number: dict[int, OpenPart] = {}
-        self.unrecorded: list[int] = []
+        self.unrecorded: tuple[int, int] | None = None
+        """First and last of the numbers for which no memory was left."""
         self.last_closed = 0
 
     def lead(self, gate: str, lead_ns: int) -> None:
@@ -64,7 +77,7 @@ class Pipeline:
         header.next_part += 1
         # Once full, one unbroken stretch of numbers is told as unrecorded, until there is room again.
         if self.unrecorded or self._books.free <= _RESERVE + 2 * len(self.open):
-            self.unrecorded.append(number)
+            self.unrecorded = (self.unrecorded[0] if self.unrecorded else number, number)
             return None
         trigger_mm = self._belt.position_mm(trigger_ns)
         part = OpenPart(
@@ -103,13 +116,20 @@ class Pipeline:
     def verdict(self, verdict: Verdict, now_ns: int) -> str | None:
         """Take inspectd's answer; returns what to count when it changes nothing."""
         part = self._by_number.get(verdict.part)
-        if part is None or part.committed:
+        if part is None or part.committed or verdict.verdict not in WORST_FIRST:
             return "late_verdict"
         if part.verdict is not None and verdict.verdict != "fail":
             return "repeated_verdict"
+        if verdict.cause is not None:  # a slot has room for so much
+            verdict = msgspec.structs.replace(verdict, cause=verdict.cause.encode()[:80].decode(errors="ignore"))
         part.verdict, part.heard_ns = verdict, now_ns
-        self._books.put(PART, part.part, encode(part.kept()))
+        if self._books.free:
+            self._books.put(PART, part.part, encode(part.kept()))
         return None
+
+    def at_gate_since_ns(self, now_ns: int) -> int:
+        """From when on an edge of the proof may belong to a part that has not passed yet."""
+        return self._first.edge_ns(self._before[0].arrive_mm, now_ns) if self._before else now_ns
 
     def touch(self, touching: bool) -> None:
         """More than one part came where the newest was seen; ``touching``: it cannot be judged."""
@@ -192,8 +212,7 @@ class Pipeline:
         if part.hit is not None and self.proof is not None:
             from_ns = part.window.edge_ns if part.window else self._first.edge_ns(part.arrive_mm, now_ns)
             self.proof.expect(part.part, from_ns, part.many)
-        if self._before:
-            self._first.forget_before(self._before[0].arrive_mm)
+        self._first.forget_before(min(part.arrive_mm, self._before[0].arrive_mm) if self._before else part.arrive_mm)
         self._behind.append(part)
 
     def _close_ns(self, part: OpenPart, now_ns: int) -> int:
@@ -209,8 +228,9 @@ class Pipeline:
         diverted = None
         if part.hit is None and self._divert is not None:
             diverted = self._divert.hit_by(part.arrive_mm + self._divert_mm, part.length_mm, part.divert_window)
-        if self._divert is not None and self._behind:
-            self._divert.forget_before(self._behind[0].arrive_mm + self._divert_mm)
+        if self._divert is not None:
+            first_mm = min(part.arrive_mm, self._behind[0].arrive_mm) if self._behind else part.arrive_mm
+            self._divert.forget_before(first_mm + self._divert_mm)
         disposition, disposed_by = what_happened(part, part.hit, diverted)
         hit = part.hit or diverted
         own = hit is not None and hit in (part.window, part.divert_window)
@@ -224,6 +244,8 @@ class Pipeline:
             confirmed = "yes" if seen else "no"
         run = self._books.header.run
         account = closed(part, self._journal.next_n, run, disposition, disposed_by, error_ns, confirmed)
+        if not self._books.free:
+            self._books.drop(PART, part.part)  # its own slot takes its record
         self._journal.keep(account)
         self._books.drop(PART, part.part)
         self._by_number.pop(part.part, None)
@@ -242,7 +264,14 @@ class Pipeline:
         for part in list(self.open):
             if not part.committed:
                 self._judge(part, now_ns)
-            self._close(part, "reject", "held", None)
+            if part in self._behind and part.hit is not None:
+                self._close(part, *what_happened(part, part.hit, None), None)
+            elif part in self._behind and self._divert is None:
+                self._close(part, *what_happened(part, None, None), None)
+            elif part in self._behind:
+                self._close(part, "divert", "held", None)
+            else:
+                self._close(part, "reject", "held", None)
 
     def close_recovered(self, kept_parts: dict[int, bytes], already: set[int]) -> int:
         """Parts found in the memory of a killed process: verdict kept, else late; rejected, by the purge."""

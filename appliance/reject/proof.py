@@ -78,9 +78,9 @@ class Proof:
         one = self._expected.pop(part)
         return one.seen, one.stuck and not one.seen
 
-    def take_unexpected(self, now_ns: int) -> list[int]:
+    def take_unexpected(self, now_ns: int, before_ns: int) -> list[int]:
         """Instants of edges that no part explains, once none can any more."""
         told = []
-        while self._stray and now_ns - self._stray[0] > self.within_ns:
+        while self._stray and self._stray[0] < before_ns and now_ns - self._stray[0] > self.within_ns:
             told.append(self._stray.popleft())
         return told

@@ -139,6 +139,8 @@ class Rejector:
         if fresh and first_part > 1:
             why = {"first_part": first_part, "why": "no state was left in memory"}
             self._journal.event("number_gap", why, now_ns)
+        if self.plan.trigger == "frame":
+            self._trigger_lost = "no frame yet"
         self._unknown_on_belt("start", now_ns)
         self._next_tick_ns = now_ns
         self._look(now_ns)
@@ -151,6 +153,7 @@ class Rejector:
             gate.hold("held", now_ns)
         self._move_gates(now_ns)
         self._parts.close_all(now_ns)
+        self._tell_unrecorded(now_ns)
         self._journal.event("stop", {}, now_ns)
         self._state, self._reason, self._since_us = "stopped", "stopped", self._clock.wall_us(now_ns)
         self._books.header.clean = True
@@ -191,6 +194,7 @@ class Rejector:
             self._missing.add(role)
         else:
             self._guard.lost(role, now_ns)
+            self._missing.add(role)
             self.alarms.raise_("input_lost", f"{role}: {why}", now_ns)
             self._look(now_ns)
 
@@ -202,10 +206,13 @@ class Rejector:
         elif role in _BELT_INPUTS:
             self._quadrature = Quadrature(self._quadrature.two_channels)  # its levels are told anew
             self._missing.discard(role)
-            if self._belt_lost and not self._missing and not self.alarms.raised("encoder_lost"):
+            missing = self._missing.intersection(_BELT_INPUTS)
+            if self._belt_lost and not missing and not self.alarms.raised("encoder_lost"):
                 self._believe_belt(now_ns)
         else:
-            self.alarms.over("input_lost", now_ns)
+            self._missing.discard(role)
+            if not self._missing.difference(_BELT_INPUTS):
+                self.alarms.over("input_lost", now_ns)
 
     def on_edge(self, edge: Edge, now_ns: int) -> None:
         """An edge of the trigger's input."""
@@ -222,7 +229,10 @@ class Rejector:
         elif seen is not Seen.NOTHING:
             self._count(seen.value)
             if seen is Seen.DOUBLE:
-                self._parts.touch(touching=False)
+                behind_mm = self._belt.position_mm(edge.time_ns) - self._eye.last_part_mm
+                # Beyond the part's own length it is no glint of it but another part, which nobody will judge.
+                self._parts.touch(touching=behind_mm >= self.plan.part_mm)
+                self._parts.lengthen(behind_mm + self.plan.part_mm)
         if self._eye.covering_mm:
             self._parts.lengthen(self._eye.covering_mm)
             self._eye.covering_mm = 0.0
@@ -298,6 +308,8 @@ class Rejector:
     def on_inspect(self, state: InspectState | None, now_ns: int) -> None:
         """inspectd told its state, or (None) its link broke."""
         self._inspect = state
+        if self.plan.trigger == "frame" and (state is None or state.state != "ready"):
+            self.on_trigger_lost("inspectd announces no frames", now_ns)
         if state is None:
             self.alarms.raise_("inspect_away", "", now_ns)
         elif state.state == "ready":
@@ -410,7 +422,7 @@ class Rejector:
     def _new_part(self, trigger_ns: int, now_ns: int) -> None:
         part = self._parts.admit(trigger_ns, self._slip.mm if self._slip else 0.0, now_ns)
         if part is None:
-            self.alarms.raise_("books_full", f"part {self._parts.unrecorded[-1]}", now_ns)
+            self.alarms.raise_("books_full", "parts are counted and cannot be recorded", now_ns)
             self._look(now_ns)
             return
         if isinstance(self._belt, EncoderBelt):
@@ -438,7 +450,7 @@ class Rejector:
 
     # --- state -----------------------------------------------------------------------------------------------------
 
-    def _unknown_on_belt(self, why: str, now_ns: int) -> None:
+    def _unknown_on_belt(self, why: str, now_ns: int, stop: bool = True) -> None:
         """Law 6: what lies between camera and gates is not known."""
         first = self.plan.purge_distance_mm(self.plan.gate)
         self._journal.event("purge", {"why": why, "distance_mm": first}, now_ns)
@@ -446,7 +458,7 @@ class Rejector:
         for name, gate in self.plan.gates.items():
             if gate.fails_to_reject:
                 self._purge_until_mm[name] = position_mm + self.plan.purge_distance_mm(gate)
-        if not self.plan.fails_to_reject:  # one cannot be held, or not by a dead box: a person clears the belt
+        if stop and not self.plan.fails_to_reject:  # one cannot be held, or not by a dead box: a person clears the belt
             self._happened("purge_line_stop", why, now_ns)
         self._look(now_ns)
 
@@ -481,6 +493,11 @@ class Rejector:
             return "held", self._person_hold
         return "running", ""
 
+    @property
+    def _may_run(self) -> bool:
+        """Law 6: where the gate cannot be held the line stands while parts may pass unseen or unplaced."""
+        return not self.alarms.stops_line and (self.plan.fails_to_reject or not (self._trigger_lost or self._belt_lost))
+
     def _hold_reason(self) -> HoldReason:
         return "fault" if self._state == "fault" else "purge" if self._state == "purging" else "held"
 
@@ -488,12 +505,13 @@ class Rejector:
         """Work out the state; hold or free the gates; tell outputs and reportd what changed."""
         was_stopped = bool(self._levels) and not self._levels.get("line_stop", True)
         self._state, self._reason = self._judge_state()
-        may_run = not self.alarms.stops_line
-        if was_stopped and may_run and self.plan.fails_to_reject and not isinstance(self._belt, EncoderBelt):
+        may_run = self._may_run
+        held_gates = any(gate.fails_to_reject for gate in self.plan.gates.values())
+        if was_stopped and may_run and held_gates and not isinstance(self._belt, EncoderBelt):
             # The belt stood while we could not see it: positions are void, a purge under way begins anew.
             self._levels["line_stop"] = True
             self._effects.moves.append(Move("line_stop", True, now_ns))
-            self._unknown_on_belt("the line was stopped", now_ns)
+            self._unknown_on_belt("the line was stopped", now_ns, stop=False)
             return
         self._hold_gates(now_ns)
         self._output("ready", self._state == "running", now_ns)
@@ -612,6 +630,8 @@ class Rejector:
     def _believe_belt(self, now_ns: int) -> None:
         """A person cleared, or its inputs came at last; what lies on the belt is unknown all the same, from here on."""
         self._belt_lost = None
+        if isinstance(self._belt, EncoderBelt):
+            self._belt.begin_anew()
         self._runs_since_ns = now_ns
         self._pulses_at_edge = -1
         self._unknown_on_belt("the encoder was lost", now_ns)
@@ -620,7 +640,7 @@ class Rejector:
         proof = self._parts.proof
         if proof is None:
             return
-        for at_ns in proof.take_unexpected(now_ns):
+        for at_ns in proof.take_unexpected(now_ns, self._parts.at_gate_since_ns(now_ns)):
             held = self._gates["gate"].held is not None or at_ns - self._held_until_ns < 2 * proof.within_ns
             if not held:  # else it may be one of the parts that nobody knows
                 self._count("unexpected")
@@ -631,17 +651,21 @@ class Rejector:
             self.alarms.raise_("books_waiting", f"{len(self.journal)} records", now_ns)
             return
         self.alarms.over("books_waiting", now_ns)
-        unrecorded = self._parts.unrecorded
-        if unrecorded:
-            first, last, count = unrecorded[0], unrecorded[-1], len(unrecorded)
-            unrecorded.clear()
-            self._journal.event("unrecorded", {"first": first, "last": last, "count": count}, now_ns)
+        if self._parts.unrecorded:
+            self._tell_unrecorded(now_ns)
             self.alarms.settle("books_full")
+
+    def _tell_unrecorded(self, now_ns: int) -> None:
+        if self._parts.unrecorded:
+            first, last = self._parts.unrecorded
+            self._parts.unrecorded = None
+            self._journal.event("unrecorded", {"first": first, "last": last, "count": last - first + 1}, now_ns)
 
     def _obey(self, command: Command, now_ns: int) -> tuple[bool, str]:
         if command.verb == "clear":
             gone = self.alarms.clear(now_ns)
-            if self._belt_lost and not self._missing and not self.alarms.raised("encoder_lost"):
+            missing = self._missing.intersection(_BELT_INPUTS)
+            if self._belt_lost and not missing and not self.alarms.raised("encoder_lost"):
                 self._believe_belt(now_ns)
             left = ", ".join(self.alarms.stops_line)
             return not left, f"cleared: {', '.join(gone) or 'nothing'}" + (f"; still standing: {left}" if left else "")
@@ -680,7 +704,7 @@ class Rejector:
                 last_closed=self._parts.last_closed,
                 alarms=self.alarms.as_messages(self._alarm_wall_us),
                 counts={**self.counts, "consecutive_fails": self.alarms.consecutive_fails},
-                line_stop=bool(self.alarms.stops_line),
+                line_stop=not self._may_run,
             )
         )
 

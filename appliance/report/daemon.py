@@ -249,7 +249,7 @@ class Reportd:
         reply_topic = arrived.response_topic or f"{self._build.station}/reply"
         try:
             body = json.loads(arrived.payload)
-            command_id = str(body["id"])
+            command_id = str(body["id"])[:100]
         except (ValueError, KeyError, TypeError):
             log.warning("a command %s without an id was ignored; send {\"id\": \"…\"}", verb)
             return

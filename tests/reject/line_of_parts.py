@@ -152,7 +152,7 @@ class Line:
     def _apply(self, effects, seen: bool = False) -> None:
         for move in effects.moves:
             self.moves.append((self.now, move.output, move.energised))
-            self.rejector.moved(move, self.now)
+            self.rejector.moved(move, max(self.now, move.due_ns))  # a driver that was told early moves when it is due
         for message in effects.to_inspect:
             if isinstance(message, Trigger):
                 self.triggers.append(message)
