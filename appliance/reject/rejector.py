@@ -25,7 +25,8 @@ from appliance.messages import (
 )
 from appliance.ports import Clock
 from appliance.reject.alarms import Alarms
-from appliance.reject.belt import Belt, ConstantBelt, EncoderBelt, Quadrature
+from appliance.reject.belt import Belt, EncoderBelt
+from appliance.reject.belt_watch import BELT_INPUTS, BeltWatch
 from appliance.reject.books import Books
 from appliance.reject.eye import Eye, Seen
 from appliance.reject.gate import HoldReason
@@ -40,8 +41,6 @@ TICK_NS = 100 * MS  # heartbeat, alarms, state
 STATUS_TICKS = 2
 _CLICKED_NS = 50 * MS  # shorter contacts of the clear button are not a person's
 _UNSEEN_LIMIT = 3
-_BELT_INPUTS = ("encoder", "encoder_b", "running")
-_PULSES_WATCHED, _PULSE_FAULTS = 1000, 5  # so many of these are not a good encoder
 
 
 @dataclass
@@ -77,17 +76,13 @@ class Rejector:
         self._parts = Pipeline(plan, belt, books, self._journal, clock, self._account)
         self._gates = self._parts.gates
         self._eye = Eye(plan, belt)
-        self._quadrature = Quadrature(plan.encoder is not None and plan.encoder.two_channels)
+        self._watch = BeltWatch(plan, belt, self._belt_lost)
         self._slip = Slip(plan.min_pitch_mm / 2) if plan.gate_eye else None
         self._unseen = 0
         self._guard = Guard(self.alarms)
         self._unplaced: list[OpenPart] = []
-        self._pulses_at_edge = -1
-        self._pulses_watched = self._pulse_faults = 0
-        self._clicked_ns = self._edge_ns = 0
+        self._clicked_ns = 0
         self._home_since_ns: int | None = None
-        self._runs: bool | None = None
-        self._runs_since_ns = 0
         self._effects = Effects()
         self._state: StateName = "starting"
         self._reason = ""
@@ -97,8 +92,6 @@ class Rejector:
         self._held_until_ns = 0
         self._inspect: InspectState | None = None
         self._trigger_lost: str | None = None
-        self._belt_lost: str | None = None
-        self._seen_inputs: set[str] = set()
         self._missing: set[str] = set()
         self._person_hold: str | None = None
         self._last_frame_ns: int | None = None
@@ -168,9 +161,12 @@ class Rejector:
         if role == "trigger":
             self.on_edge(edge, now_ns)
         elif role in ("encoder", "encoder_b"):
-            self._on_encoder("a" if role == "encoder" else "b", edge, now_ns)
+            step = self._watch.encoder_edge(role, edge, now_ns)
+            if step:
+                self.on_pulse(edge.time_ns, step > 0)
         elif role == "running":
-            self._on_running(edge, now_ns)
+            if self._watch.running(edge):
+                self._unknown_on_belt("the belt stopped", now_ns)
         elif role == "confirm":
             if self._parts.proof:
                 self._parts.proof.on_edge(edge)
@@ -185,13 +181,9 @@ class Rejector:
         """An input gives no more edges."""
         if role == "trigger":
             self.on_trigger_lost(why, now_ns)
-        elif role in _BELT_INPUTS:
-            if role in self._seen_inputs:
-                self._lose_belt(f"{role}: {why}", now_ns)
-            elif self._belt_lost is None:  # at start, not there yet: nothing was lost that a person must look at
-                self._belt_lost = f"{role}: {why}"
-                self._look(now_ns)
-            self._missing.add(role)
+        elif role in BELT_INPUTS:
+            self._watch.input_lost(role, why, now_ns)
+            self._look(now_ns)
         else:
             self._guard.lost(role, now_ns)
             self._missing.add(role)
@@ -200,25 +192,21 @@ class Rejector:
 
     def on_input_back(self, role: str, now_ns: int) -> None:
         """An input answers, for the first time or again."""
-        self._seen_inputs.add(role)
         if role == "trigger":
             self.on_trigger_back(now_ns)
-        elif role in _BELT_INPUTS:
-            self._quadrature = Quadrature(self._quadrature.two_channels)  # its levels are told anew
-            self._missing.discard(role)
-            missing = self._missing.intersection(_BELT_INPUTS)
-            if self._belt_lost and not missing and not self.alarms.raised("encoder_lost"):
-                self._believe_belt(now_ns)
+        elif role in BELT_INPUTS:
+            self._watch.input_back(role)
+            self._believe_belt(now_ns)
         else:
             self._missing.discard(role)
-            if not self._missing.difference(_BELT_INPUTS):
+            if not self._missing:
                 self.alarms.over("input_lost", now_ns)
 
     def on_edge(self, edge: Edge, now_ns: int) -> None:
         """An edge of the trigger's input."""
         seen = self._eye.edge(edge)
-        if seen in (Seen.PART, Seen.DOUBLE, Seen.TREMBLED) and self._no_pulse_between(edge.time_ns):
-            self._lose_belt("two triggers without a pulse between them", now_ns)
+        if seen in (Seen.PART, Seen.DOUBLE, Seen.TREMBLED):
+            self._watch.trigger(edge.time_ns, now_ns)
         if seen is Seen.PART:
             self._new_part(edge.time_ns, now_ns)
         elif seen is Seen.TOUCHING:
@@ -256,24 +244,6 @@ class Rejector:
             for part in self._unplaced:
                 self._parts.place(part)
             self._unplaced.clear()
-
-    def _on_encoder(self, channel: str, edge: Edge, now_ns: int) -> None:
-        if gap := self._quadrature.gap(channel, edge.sequence):
-            self._count("encoder_edges_lost", gap)
-            self._lose_belt(f"{gap} edges were not read", now_ns)
-        step = self._quadrature.edge(channel, edge.level)
-        if step:
-            self.on_pulse(edge.time_ns, step > 0)
-
-    def _on_running(self, edge: Edge, now_ns: int) -> None:
-        if edge.level == self._runs:
-            return
-        stopped = self._runs is True
-        self._runs, self._runs_since_ns = edge.level, edge.time_ns
-        if isinstance(self._belt, (ConstantBelt, EncoderBelt)):
-            self._belt.run(edge.level, edge.time_ns)
-        if stopped and not isinstance(self._belt, EncoderBelt):
-            self._unknown_on_belt("the belt stopped", now_ns)
 
     def _on_gate_eye(self, edge: Edge, now_ns: int) -> None:
         if self._slip is None:
@@ -464,7 +434,7 @@ class Rejector:
 
     def _purge_over(self, now_ns: int) -> bool:
         """Whether a gate's purge ended. While the belt is told to stand, or parts pass unseen, none does."""
-        if self.alarms.stops_line or self._trigger_lost or self._belt_lost:
+        if self.alarms.stops_line or self._trigger_lost or self._watch.lost:
             return False
         position_mm = self._belt.position_mm(now_ns)
         over = [name for name, until_mm in self._purge_until_mm.items() if position_mm >= until_mm]
@@ -479,8 +449,8 @@ class Rejector:
             return "held", "the line is stopped until a person clears: " + ", ".join(codes)
         if self._trigger_lost:
             return "held", sentence("trigger_lost", self._trigger_lost)
-        if self._belt_lost:
-            return "held", sentence("encoder_lost", self._belt_lost)
+        if self._watch.lost:
+            return "held", sentence("encoder_lost", self._watch.lost)
         if "gate" in self._purge_until_mm:
             return "purging", "what lies between camera and gate is unknown and is rejected"
         if self._inspect is None:
@@ -496,7 +466,7 @@ class Rejector:
     @property
     def _may_run(self) -> bool:
         """Law 6: where the gate cannot be held the line stands while parts may pass unseen or unplaced."""
-        return not self.alarms.stops_line and (self.plan.fails_to_reject or not (self._trigger_lost or self._belt_lost))
+        return not self.alarms.stops_line and (self.plan.fails_to_reject or not (self._trigger_lost or self._watch.lost))
 
     def _hold_reason(self) -> HoldReason:
         return "fault" if self._state == "fault" else "purge" if self._state == "purging" else "held"
@@ -590,51 +560,22 @@ class Rejector:
         self.alarms.over("trigger_lost", now_ns)
         self._unknown_on_belt("the trigger was lost", now_ns)
 
-    def _no_pulse_between(self, edge_ns: int) -> bool:
-        belt = self._belt
-        if not isinstance(belt, EncoderBelt):
-            return False
-        before, self._pulses_at_edge = self._pulses_at_edge, belt.pulses
-        stood_ns, self._edge_ns = self._edge_ns, edge_ns
-        # A drive that stood meanwhile explains it: the part trembled in the beam as the belt came to rest.
-        return before == belt.pulses and (self._runs is None or (self._runs and self._runs_since_ns < stood_ns))
-
     def _watch_belt(self, now_ns: int) -> None:
-        belt = self._belt
-        if not isinstance(belt, EncoderBelt):
-            return
-        since_ns = max(belt.pulse_ns or 0, self._runs_since_ns)
-        if self._runs and now_ns - since_ns > self.plan.stopped_after_ms * MS:
-            self._lose_belt("the drive runs and no pulse comes", now_ns)
-        elif belt.behind_mm > self.plan.purge_distance_mm(self.plan.gate):
-            self._lose_belt(f"the belt ran back {belt.behind_mm:.0f} mm; if it did not, swap input and input_b", now_ns)
-        faults = belt.missing + belt.noise + self._quadrature.lost
-        self.counts.update(encoder_missing=belt.missing, encoder_noise=belt.noise + self._quadrature.lost)
-        if faults - self._pulse_faults >= _PULSE_FAULTS:
-            self.alarms.raise_("encoder_noise", f"{faults} since the start", now_ns)
-        elif belt.pulses - self._pulses_watched >= _PULSES_WATCHED:
+        self.counts.update(self._watch.step(now_ns))
+        if self._watch.noisy:
+            self.alarms.raise_("encoder_noise", "missing or made up", now_ns)
+        else:
             self.alarms.over("encoder_noise", now_ns)
-        if belt.pulses - self._pulses_watched >= _PULSES_WATCHED:
-            self._pulses_watched, self._pulse_faults = belt.pulses, faults
 
-    def _lose_belt(self, why: str, now_ns: int) -> None:
-        """Where the parts are is not known any more (law 6); the line stops, and a person looks.
-
-        On a line that stands no pulse can prove the encoder sound: a clear is believed, and the next loss told anew."""
-        if self._belt_lost is not None:
-            return
-        self._belt_lost = why
+    def _belt_lost(self, why: str, now_ns: int) -> None:
         self._happened("encoder_lost", why, now_ns)
         self._unknown_on_belt(f"encoder lost: {why}", now_ns)
 
     def _believe_belt(self, now_ns: int) -> None:
-        """A person cleared, or its inputs came at last; what lies on the belt is unknown all the same, from here on."""
-        self._belt_lost = None
-        if isinstance(self._belt, EncoderBelt):
-            self._belt.begin_anew()
-        self._runs_since_ns = now_ns
-        self._pulses_at_edge = -1
-        self._unknown_on_belt("the encoder was lost", now_ns)
+        """If its inputs are there and a person has cleared; what lies on it is unknown all the same, from here on."""
+        if self._watch.lost and self._watch.complete and not self.alarms.raised("encoder_lost"):
+            self._watch.believe(now_ns)
+            self._unknown_on_belt("the encoder was lost", now_ns)
 
     def _watch_proof(self, now_ns: int) -> None:
         proof = self._parts.proof
@@ -664,9 +605,7 @@ class Rejector:
     def _obey(self, command: Command, now_ns: int) -> tuple[bool, str]:
         if command.verb == "clear":
             gone = self.alarms.clear(now_ns)
-            missing = self._missing.intersection(_BELT_INPUTS)
-            if self._belt_lost and not missing and not self.alarms.raised("encoder_lost"):
-                self._believe_belt(now_ns)
+            self._believe_belt(now_ns)
             left = ", ".join(self.alarms.stops_line)
             return not left, f"cleared: {', '.join(gone) or 'nothing'}" + (f"; still standing: {left}" if left else "")
         if command.verb == "hold":
