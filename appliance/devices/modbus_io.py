@@ -253,6 +253,9 @@ class ModbusIo:
         while line.waiting and line.waiting[-1].due_ns >= due_ns:
             line.waiting.pop()
         line.waiting.append(command)
+        now_ns = self._clock.now_ns()
+        while len(line.waiting) > 1 and line.waiting[1].due_ns <= now_ns:
+            line.waiting.popleft()  # overtaken: of what is due only the newest is to be proved
 
     def doubt(self, line: OutputLine | InputLine, at_ns: int) -> str:
         """Why the line is not to be trusted at ``at_ns``, in words, or nothing."""
@@ -646,6 +649,11 @@ class Rounds:
         return _Task(first.due_ns, lambda: self._turn(first))
 
     def _connect(self) -> None:
+        now = now_ns()
+        for bank in self._coils:
+            for line in bank.lines:
+                while line.queue and line.queue[0].due_ns <= now:
+                    _take(line)  # what came due meanwhile does not pile up while there is nobody to tell
         try:
             self._coupler.connect()
         except CouplerTrouble as why:
@@ -654,9 +662,6 @@ class Rounds:
         now = now_ns()
         for bank in self._coils:
             bank.refresh_ns, bank.prove_ns = now, None
-            for line in bank.lines:
-                while line.queue and line.queue[0].due_ns <= now:
-                    _take(line)
 
     def _turn(self, bank: _Coils | _Contacts) -> None:
         self._turn_ns = now_ns()

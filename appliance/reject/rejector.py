@@ -6,6 +6,7 @@ close, and only then alarms and state are looked at. So a verdict that lay in th
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from appliance.faults import FAULTS, sentence
@@ -41,6 +42,7 @@ TICK_NS = 100 * MS  # heartbeat, alarms, state
 STATUS_TICKS = 2
 _CLICKED_NS = 50 * MS  # shorter contacts of the clear button are not a person's
 _UNSEEN_LIMIT = 3
+_DOUBT_NS = 3000 * MS  # longer than any coupler's watchdog should be
 
 
 @dataclass
@@ -93,6 +95,9 @@ class Rejector:
         self._inspect: InspectState | None = None
         self._trigger_lost: str | None = None
         self._missing: set[str] = set()
+        self._eye_opened = plan.trigger != "input"
+        """The photo-eye has told its level: before that parts pass unseen."""
+        self._fired: deque[tuple[int, int]] = deque(maxlen=200)  # (due_ns, part) of rejects that are booked
         self._person_hold: str | None = None
         self._last_frame_ns: int | None = None
         self._next_tick_ns = 0
@@ -204,6 +209,9 @@ class Rejector:
 
     def on_edge(self, edge: Edge, now_ns: int) -> None:
         """An edge of the trigger's input."""
+        if not self._eye_opened:  # until now parts passed it unseen: the way to the gates counts from here
+            self._eye_opened = True
+            self._restart_purge(now_ns)
         seen = self._eye.edge(edge)
         if seen in (Seen.PART, Seen.DOUBLE, Seen.TREMBLED):
             self._watch.trigger(edge.time_ns, now_ns)
@@ -323,7 +331,13 @@ class Rejector:
             self._parts.lead(name, lead_ns)
 
     def on_output_lost(self, name: str, why: str, now_ns: int) -> None:
-        """An output cannot be moved any more."""
+        """An output cannot be moved any more. A remote one may have hung unnoticed for as long as its watchdog bears:
+        rejects that were booked meanwhile are named as suspect."""
+        suspect = [part for due_ns, part in self._fired if now_ns - due_ns < _DOUBT_NS]
+        if name in self._gates and suspect:
+            data = {"why": f"output {name} was lost", "first": suspect[0], "last": suspect[-1], "count": len(suspect)}
+            self._journal.event("suspect_parts", data, now_ns)
+            self._fired.clear()
         self.alarms.raise_("output_lost", f"{name}: {why}", now_ns)
         self._look(now_ns)
 
@@ -410,6 +424,8 @@ class Rejector:
         if account.disposition == "accept" and account.disposed_by == "fault":
             self._happened("reject_failed", f"part {account.part}", now_ns)
         self.alarms.count_part(account, now_ns)
+        if account.fired:
+            self._fired.append((part.due_ns, part.part))
         if part.stuck:
             self.alarms.raise_("confirm_stuck", f"part {account.part}", now_ns)
         if self._slip is not None and not part.seen_at_gate:
@@ -424,17 +440,20 @@ class Rejector:
         """Law 6: what lies between camera and gates is not known."""
         first = self.plan.purge_distance_mm(self.plan.gate)
         self._journal.event("purge", {"why": why, "distance_mm": first}, now_ns)
-        position_mm = self._belt.position_mm(now_ns)
-        for name, gate in self.plan.gates.items():
-            if gate.fails_to_reject:
-                self._purge_until_mm[name] = position_mm + self.plan.purge_distance_mm(gate)
+        self._restart_purge(now_ns)
         if stop and not self.plan.fails_to_reject:  # one cannot be held, or not by a dead box: a person clears the belt
             self._happened("purge_line_stop", why, now_ns)
         self._look(now_ns)
 
+    def _restart_purge(self, now_ns: int) -> None:
+        position_mm = self._belt.position_mm(now_ns)
+        for name, gate in self.plan.gates.items():
+            if gate.fails_to_reject:
+                self._purge_until_mm[name] = position_mm + self.plan.purge_distance_mm(gate)
+
     def _purge_over(self, now_ns: int) -> bool:
         """Whether a gate's purge ended. While the belt is told to stand, or parts pass unseen, none does."""
-        if self.alarms.stops_line or self._trigger_lost or self._watch.lost:
+        if self.alarms.stops_line or self._trigger_lost or self._watch.lost or not self._eye_opened:
             return False
         position_mm = self._belt.position_mm(now_ns)
         over = [name for name, until_mm in self._purge_until_mm.items() if position_mm >= until_mm]

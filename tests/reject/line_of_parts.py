@@ -34,6 +34,7 @@ class Line:
     acknowledge: bool = True
     now: int = 1_000 * MS
     ready: bool = True
+    eye: bool = True
     speed: float = 500.0
     """mm/s that an encoder sees; a belt without one runs as the plan says."""
 
@@ -61,7 +62,8 @@ class Line:
         for message in list(self.rejector.journal.values()):
             self._journalled(message)
         self._apply(self.rejector.step(self.now), seen=True)
-        self.rejector.on_edge(Edge("eye", False, self.now, 0), self.now)
+        if self.eye:
+            self.rejector.on_edge(Edge("eye", False, self.now, 0), self.now)
         if self.ready:
             self.rejector.on_inspect(READY, self.now)
 

@@ -160,6 +160,30 @@ def test_a_second_part_too_close_goes_with_the_first_unjudged() -> None:
     assert line.gate_rejecting()[-1][0] >= at + (840 + 90) * MS
 
 
+def test_a_trigger_that_was_never_seen_keeps_the_gate_in_reject() -> None:
+    """Its input opened, and told no level: a coupler that is trusted at first, and dead."""
+    line = Line(eye=False)
+    line.rejector.on_input_back("trigger", line.now)
+    line.until(line.now + 10_000 * MS)
+    assert line.rejector.state == "purging" and line.gate_rejecting()[-1][1]
+    line._edge(False, line.now)
+    line.until(line.now + 1100 * MS)
+    assert line.rejector.state == "purging", "the way to the gate counts from there"
+    line.until(line.now + 300 * MS)
+    assert line.rejector.state == "running"
+
+
+def test_rejects_booked_while_a_remote_gate_hung_unnoticed_are_named() -> None:
+    line = running(answer=lambda part: ("fail" if part > 1 else "pass", 20.0))
+    for _ in range(3):
+        line.part(100)
+    line.until(line.now + 850 * MS)
+    line.rejector.on_output_lost("gate", "not proved for 500 ms", line.now)
+    line.until(line.now + 200 * MS)
+    (event,) = [event for event in line.events if event.kind == "suspect_parts"]
+    assert (event.data["first"], event.data["last"]) == (2, 3)
+
+
 # --- what is booked is what was done -------------------------------------------------------------------------------------
 
 
