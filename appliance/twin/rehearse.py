@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -105,6 +106,7 @@ class _Rehearsal:
             mes = Mes(broker_port, station.station)
             twin = self._start_twin(station)
             processes.append(twin)
+            self._wait_for_twin(twin)
             supervisor = Supervisor(file, self._paths, verbose=options.verbose)
             supervisor.start()
             self._wait_running(mes, supervisor)
@@ -156,6 +158,16 @@ class _Rehearsal:
         path = self._folder / "scenario.json"
         path.write_text(json.dumps(scenario), encoding="utf-8")
         return subprocess.Popen([sys.executable, "-m", "appliance.twin.process", str(path)])
+
+    def _wait_for_twin(self, twin: subprocess.Popen[bytes]) -> None:
+        """The line stands before the station starts: an output that nobody answers for is a fault that a person clears."""
+        end_ns = self._clock.now_ns() + round(_READY_S * 1e9)
+        while (link := connect(self._paths.twin_socket, Hello("report", "rehearse", os.getpid()))) is None:
+            if self._clock.now_ns() > end_ns or twin.poll() is not None:
+                raise RehearsalFailed("the twin's process does not answer")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                twin.wait(0.02)
+        link.close()
 
     def _wait_running(self, mes: Mes, supervisor: Supervisor) -> None:
         end_ns = self._clock.now_ns() + round(_READY_S * 1e9)

@@ -79,3 +79,18 @@ def test_a_glint_makes_no_part(rehearse) -> None:
     assert run.figures["parts"] == len(run.records) == 40
     frozen = [record for record in run.records if record["verdict"] == "blind"]
     assert frozen and {record["cause"] for record in frozen} == {"frozen"}
+
+
+def test_an_encoder_an_eye_at_the_gate_and_a_proof_in_real_time(rehearse) -> None:
+    run = rehearse("--parts", "70", "--seed", "17", "--line", "slip")
+    assert_nothing_escaped(run)
+    assert run.figures["parts"] == 70 == len(run.records) and run.figures["untracked"] == 0
+    confirmed = {record["part"]: record["confirmed"] for record in run.records}
+    assert {confirmed[part] for part, verdict in run.verdicts.items() if verdict == "fail"} == {"yes"}
+    assert {confirmed[part] for part, verdict in run.verdicts.items() if verdict == "pass"} == {"unwatched"}
+
+
+def test_a_kill_of_rejectd_on_a_counted_belt_with_a_second_gate(rehearse) -> None:
+    run = rehearse("--parts", "90", "--seed", "18", "--line", "divert", "--fault", "kill-rejectd@3s")
+    assert_nothing_escaped(run)
+    assert run.figures["good_lost_outside_faults"] == 0
