@@ -22,7 +22,6 @@ from appliance.identity import new_ulid
 from appliance.messages import Command, Detail, Edge, InspectState, PartClosed, Trigger, Verdict
 from appliance.reject.books import Books
 from appliance.reject.rejector import Effects, Rejector
-from appliance.report.verify import verify
 from appliance.twin.bank import Answer, Bank, bank_of
 from appliance.twin.derive import derive, faster, pitch_and_speed
 from appliance.twin.fast_books import FastBooks
@@ -56,7 +55,7 @@ class _Shift:
         self._line = Line(shape, options.seed, self._clock.now_ns())
         self._covered_level = station.trigger.edge == "rising"
         self.ledger_file = folder / "ledger.sqlite"
-        self._books = FastBooks(self.ledger_file, station.station)
+        self.books = FastBooks(self.ledger_file, station.station)
         self._detail = (station.active, station.recipe.number, bank.identity)
         self._heap: list[tuple[int, int, Any]] = []
         self._order = self._edges = 0
@@ -99,10 +98,10 @@ class _Shift:
                 fed = True
                 line.feed(self._options.parts, now)
             if fed and line.done:
-                rejector.on_ack(self._books.settle())
+                rejector.on_ack(self.books.settle())
         self._do(rejector.stop(clock.now_ns()), clock.now_ns())
-        rejector.on_ack(self._books.settle())
-        told = self._books.close()
+        rejector.on_ack(self.books.settle())
+        told = self.books.close()
         self.counters = {**told["counts"], "in_flight": rejector.in_flight, "run": told["run"]}
         self.published = told["taken"]
 
@@ -152,7 +151,7 @@ class _Shift:
                 self._rejector.on_verdict(what, now)
                 name, number, identity = self._detail
                 detail = Detail(what.part, name, number, identity["digest"], identity, (), 0)
-                self._books.on_message(detail, "inspect", now)
+                self.books.on_message(detail, "inspect", now)
             else:
                 self._clearing = False
                 self._rejector.on_command(what, now)
@@ -190,14 +189,14 @@ class _Shift:
             if isinstance(message, Trigger):
                 self._judge(message, now)
         for record in effects.journalled:
-            self._books.on_message(record, "reject", now)
-            self._books.entries += 1
+            self.books.on_message(record, "reject", now)
+            self.books.entries += 1
             if isinstance(record, PartClosed):
                 self._remember(record)
         if effects.journalled:
-            self._books.join(now)
-            if self._books.entries >= _COMMIT_EVERY:
-                self._rejector.on_ack(self._books.commit())
+            self.books.join(now)
+            if self.books.entries >= _COMMIT_EVERY:
+                self._rejector.on_ack(self.books.commit())
         return bool(effects.journalled)
 
     def _judge(self, trigger: Trigger, now: int) -> None:
@@ -267,10 +266,10 @@ def rehearse_fast(options: Options, out: TextIO) -> Result:
         finally:
             gc.enable()
         ran = now_ns()
-        whole, told = verify(shift.ledger_file)
         half_pitch_ns = round(pitch_mm / speed_mm_s * 5e8)
         shift.records.sort(key=lambda record: int(record["monotonic_ns"]))
         result = settle(shift.truths, shift.records, half_pitch_ns, shift.excused, shift.counters, gate_times(station))
+        whole, told = shift.books.verified()  # in its own process, while the score was worked out
         if not whole:
             result.problems.append(told)
         if not bank.model_rehearsed:

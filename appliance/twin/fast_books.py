@@ -17,6 +17,7 @@ from appliance.messages import Message, decode, encode
 from appliance.report.ledger import Ledger
 from appliance.report.outbox import Outbox
 from appliance.report.reporter import Reporter
+from appliance.report.verify import verify
 
 JOIN = "join"  # a batch's mark: append what is whole by now
 
@@ -72,12 +73,17 @@ class FastBooks:
         return durable
 
     def close(self) -> dict[str, Any]:
-        """All is on disk: the ledger's counts, its run, and how many messages the broker took."""
+        """All is on disk: the ledger's counts, its run, and how many messages the broker took. It verifies the chain now."""
         self.settle()
         self._link.send(None)
         told: dict[str, Any] = self._link.recv()
-        self._process.join()
         return told
+
+    def verified(self) -> tuple[bool, str]:
+        """What `ledger verify` says of the file; waits for it. Call it once, after ``close``."""
+        whole, told = self._link.recv()
+        self._process.join()
+        return bool(whole), str(told)
 
     def _receive(self) -> int:
         self._under_way -= 1
@@ -106,6 +112,7 @@ def _keep(link: Connection, file: Path, station: str) -> None:
     told = {"counts": ledger.counts, "run": ledger.run, "taken": broker.taken}
     ledger.close()
     link.send(told)
+    link.send(verify(file))
 
 
 def _publish(outbox: Outbox, broker: _Broker) -> None:
