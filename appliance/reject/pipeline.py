@@ -7,7 +7,7 @@ gate*, *behind the gate* (waiting for its proof, or on its way to the second gat
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -66,9 +66,9 @@ class Pipeline:
     # --- what comes in -------------------------------------------------------------------------------------------
 
     @property
-    def before_gate(self) -> tuple[OpenPart, ...]:
+    def before_gate(self) -> Iterable[OpenPart]:
         """Parts that have not passed the first gate, oldest first."""
-        return tuple(self._before)
+        return self._before
 
     def admit(self, trigger_ns: int, slip_mm: float, now_ns: int) -> OpenPart | None:
         """A part at the trigger gets its number; None: no memory is left for its record, its number is told later."""
@@ -109,9 +109,10 @@ class Pipeline:
     def shift(self, part: OpenPart, by_mm: float) -> None:
         """It will arrive that much later."""
         part.arrive_mm += by_mm
-        for window in (part.window, part.divert_window):
-            if window is not None:
-                window.arrive_mm += by_mm
+        if part.window is not None:
+            part.window.arrive_mm += by_mm
+        if part.divert_window is not None:
+            part.divert_window.arrive_mm += by_mm
 
     def verdict(self, verdict: Verdict, now_ns: int) -> str | None:
         """Take inspectd's answer; returns what to count when it changes nothing."""

@@ -25,8 +25,8 @@ class Scenario:
 
 _ENCODER = {
     "transport.speed_mm_s": None,
-    "transport.encoder": {"input": "twin://encoder", "input_b": "twin://encoder_b", "mm_per_pulse": 12.0},
-    "trigger.min_pitch_mm": 24,
+    "transport.encoder": {"input": "twin://encoder", "input_b": "twin://encoder_b", "mm_per_pulse": 15.0},
+    "trigger.min_pitch_mm": 30,
     "transport.running": "twin://running",
     "transport.stopped_after_ms": 500,  # creeping, a pulse takes 200 ms
     "transport.max_speed_mm_s": 800,
