@@ -121,7 +121,7 @@ class Turmoil(Line):
 
 @pytest.mark.parametrize("plan", [HELD, PUSHED], ids=["held", "pushed"])
 @given(operations=st.lists(OPERATION, max_size=25))
-def test_it_stands_whatever_comes_AgainstThe_worst(plan: Plan, operations: list) -> None:
+def test_it_stands_whatever_comes(plan: Plan, operations: list) -> None:
     line = Turmoil(plan=plan, answer=lambda part: None if part % 7 == 0 else (NAMES[part % 6], 20.0 + part % 5 * 180))
     line.rejector.on_input("encoder", Edge("encoder", False, line.now, 0), line.now)
     for operation in operations:
