@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from appliance.messages import ClockQuality, Edge, Message
 
@@ -94,11 +94,28 @@ class InputLost(Exception):
 # --- frames and networks ------------------------------------------------------------------------------
 
 
-class FrameMemory(Protocol):
-    """Gives buffers that camera and network both reach: numpy on a laptop, CUDA-mapped on the box."""
+@dataclass(frozen=True)
+class FrameBuffer:
+    """``memory``: 1-D, u8, writable; ``address``: where a device finds its first byte, 0 = no device reaches it."""
 
-    def allocate(self, nbytes: int, count: int) -> list[memoryview]:
-        """``count`` writable buffers of ``nbytes`` bytes, alive until close."""
+    memory: memoryview
+    address: int
+
+
+class FrameMemory(Protocol):
+    """Buffers that camera and network both reach: numpy on a laptop, CUDA-mapped on the box. Any thread may call."""
+
+    def allocate(self, nbytes: int, count: int) -> list[FrameBuffer]:
+        """``count`` buffers of at least ``nbytes`` bytes, zeroed, alive until close. Each begins on a page and holds
+        whole pages, so that a driver can be handed it (V4L2 USERPTR). Raises MemoryRefused."""
+        ...
+
+    def register(self, memory: memoryview) -> FrameBuffer:
+        """A driver's own mapping (V4L2 MMAP) made reachable where it lies. Raises MemoryRefused: then copy."""
+        ...
+
+    def unregister(self, buffer: FrameBuffer) -> None:
+        """Before that mapping goes away. Only what ``register`` gave."""
         ...
 
     def close(self) -> None:
@@ -106,12 +123,20 @@ class FrameMemory(Protocol):
         ...
 
 
+class MemoryRefused(Exception):
+    """A device cannot reach that memory, or there is none left; and why."""
+
+
 @dataclass(frozen=True)
 class Frame:
-    """One image where the camera put it. Rows begin every ``pitch_bytes``; valid until ``release``.
+    """One image where the camera put it. Rows begin every ``pitch_bytes``; valid until ``release``, called once.
 
-    ``memory``: the buffer (1-D, u8); ``address``: its start for a device; ``size``: (width, height);
-    ``pixel``: a word of the configuration's list, never ``auto``; ``time_ns``: middle of exposure, monotonic."""
+    ``memory``: the buffer (1-D, u8); ``address``: where a device finds its first byte, 0 = no device reaches it (a
+    network on the GPU then copies, and counts that); ``size``: (width, height); ``pixel``: a word of the configuration's
+    list, never ``auto``; YUV of limited range has ``/limited`` behind it (``yuyv/limited``).
+
+    ``time_ns``: middle of exposure. ``clock`` says on which clock: ``monotonic`` = known to be the monotonic one;
+    ``driver`` = the driver's stamp, whose clock is still to be proved; ``none`` = no usable stamp, take ``arrived_ns``."""
 
     memory: memoryview
     address: int
@@ -122,14 +147,15 @@ class Frame:
     time_ns: int
     arrived_ns: int
     release: Callable[[], None]
+    clock: Literal["monotonic", "driver", "none"] = "monotonic"
 
 
 class Camera(Protocol):
-    """A source of frames; one thread of inspectd each."""
+    """A source of frames; one thread of inspectd each calls open, next_frame and close; release comes from another."""
 
     name: str
     frame_copies: int
-    """Copies made per frame after the kernel handed it over (law 9)."""
+    """Copies made per frame after the kernel handed it over (law 9); known once open."""
 
     def open(self, memory: FrameMemory) -> None:
         """Start. Raises CameraLost with the reason in words."""
@@ -144,7 +170,7 @@ class Camera(Protocol):
         ...
 
     def statistics(self) -> dict[str, Any]:
-        """Figures for health: frames, gaps, duplicates, fps."""
+        """Figures for health, any thread: frames, gaps, fps, buffers held, how the memory is shared, in words."""
         ...
 
 
@@ -178,6 +204,8 @@ class Network(Protocol):
 
     identity: dict[str, str]
     """name, digest, precision, engine: as in the ledger record's ``model``."""
+    frame_copies: int
+    """How many cameras' frames were copied so far because the engine could not read them where they lay."""
 
     def submit(self, frame: Frame, roi: tuple[int, int, int, int] | None) -> int:
         """Start on a frame; returns a ticket. ``roi`` x, y, width, height; None = the whole frame."""
@@ -194,6 +222,29 @@ class Network(Protocol):
 
 class EngineError(Exception):
     """An engine failed, and why."""
+
+
+class DeviceEngine(Protocol):
+    """A ready engine on the GPU: static shapes, batch 1, float32 in and out; one thread, one stream.
+
+    ``inputs`` and ``outputs``: shapes by tensor name. ``version``: as in the ledger record, ``tensorrt-10.3.0/sm87``."""
+
+    version: str
+    inputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[int, ...]]
+
+    def bind(self, name: str, address: int) -> None:
+        """Where a tensor lies on the device; every tensor once, before the first ``enqueue``. Raises EngineError."""
+        ...
+
+    def enqueue(self, stream: int) -> None:
+        """Put one inference on the stream (a handle) and return. After one plain call it can be captured into a graph,
+        and then neither allocates nor synchronises. Raises EngineError."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine; nothing of it is on the stream any more."""
+        ...
 
 
 # --- links and publishing ------------------------------------------------------------------------------

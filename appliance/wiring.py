@@ -179,7 +179,7 @@ def _input(name: str, address: Address, paths: Paths, clock: Clock) -> Input:
 
 def inspect_build(station: Station, paths: Paths, clock: Clock) -> InspectBuild:
     """All that inspectd needs."""
-    from appliance.devices.memory_numpy import NumpyMemory
+    from appliance.devices.memory_plain import PlainMemory
     from appliance.inspect.daemon import InspectBuild
 
     looks = station.recipe.inspect
@@ -189,7 +189,7 @@ def inspect_build(station: Station, paths: Paths, clock: Clock) -> InspectBuild:
         load=partial(load_recipe, station, paths.data),
         cameras={name: _camera(name, camera, station, paths, clock) for name, camera in used.items()},
         matchers={name: matcher_of(station, name) for name in used},
-        memory=NumpyMemory(),
+        memory=PlainMemory(),
         slot_bytes=max(camera.size[0] * camera.size[1] * 3 for camera in used.values()),
         image_quota_bytes=round(station.storage.images.quota_gb * 1e9),
         frame_trigger=frame_trigger,

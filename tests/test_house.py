@@ -22,23 +22,25 @@ MAY_KNOW: dict[str, set[str]] = {
     "inspect": {"messages", "model"} | BASE,
     "devices": {"messages", "ports", "clock", "link"},
 }
-# These put the rooms together. `status` is the body of a verb, as `__main__` is.
-FREE = {"__main__", "supervisor", "status", "wiring", "twin"}
+# These put the rooms together. `status` and `selftest` are the bodies of verbs, as `__main__` is.
+FREE = {"__main__", "supervisor", "status", "selftest", "wiring", "twin"}
 VENDORS = {
     "amqtt",
     "cv2",
+    "gi",
     "gpiod",
     "gpiozero",
     "jetson_inference",
     "jetson_utils",
     "onnxruntime",
+    "openvino",
     "paho",
     "pycuda",
     "pymodbus",
     "tensorrt",
 }
-# A factory between two libraries has to know both.
-BETWEEN = {"gpio.py": {"gpiod", "gpiozero"}}
+# A factory between two libraries has to know both; a network of jetson-inference takes images of jetson-utils.
+BETWEEN = {"gpio.py": {"gpiod", "gpiozero"}, "network_jetson_inference.py": {"jetson_inference", "jetson_utils"}}
 
 
 def modules(root: Path) -> Iterator[tuple[str, Path]]:

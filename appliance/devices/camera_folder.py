@@ -95,7 +95,7 @@ class FolderCamera:
         height, width = image.shape[:2]
         flat: Any = memoryview(image.reshape(-1))
         return Frame(
-            flat, image.ctypes.data, image.strides[0], (width, height), pixel, self._sequence, at_ns,
+            flat, 0, image.strides[0], (width, height), pixel, self._sequence, at_ns,
             self._clock.now_ns(), lambda: None,
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.messages import TwinFrame, TwinHello, decode, encode
-from appliance.ports import CameraLost, Clock, Frame, FrameMemory
+from appliance.ports import CameraLost, Clock, Frame, FrameBuffer, FrameMemory
 
 _BUFFERS = 12
 _SILENT_S = 2.0  # a header announces pixels that follow at once
@@ -24,7 +24,7 @@ class TwinCamera:
         self.name = name
         self._path, self._twin_name, self._size, self._any_size, self._clock = path, twin_name, size, any_size, clock
         self._socket: socket.socket | None = None
-        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[FrameBuffer] = queue.SimpleQueue()
         self._allocated = False
         self._counts = {"frames": 0, "no_buffer": 0}
 
@@ -59,13 +59,14 @@ class TwinCamera:
                 f" {self._size[0]} x {self._size[1]}; correct cameras.{self.name}.size"
             )
         buffer = self._buffer(header.size)
-        self._receive_into(buffer[: header.size])
+        memory = buffer.memory[: header.size]
+        self._receive_into(memory)
         self._counts["frames"] += 1
         if self._free.empty():
             self._counts["no_buffer"] += 1
         row = header.size // header.height
         return Frame(
-            buffer[: header.size], 0, row, (header.width, header.height), header.pixel, header.sequence,
+            memory, buffer.address, row, (header.width, header.height), header.pixel, header.sequence,
             header.exposure_ns, self._clock.now_ns(), lambda: self._free.put(buffer),
         )  # fmt: skip
 
@@ -77,13 +78,13 @@ class TwinCamera:
     def statistics(self) -> dict[str, Any]:
         return dict(self._counts)
 
-    def _buffer(self, size: int) -> memoryview:
+    def _buffer(self, size: int) -> FrameBuffer:
         """A free buffer; when the judge holds them all, one of its own (counted), so that no frame is lost unseen."""
         try:
             buffer = self._free.get_nowait()
         except queue.Empty:
-            return memoryview(bytearray(size))
-        return buffer if len(buffer) >= size else memoryview(bytearray(size))
+            return FrameBuffer(memoryview(bytearray(size)), 0)
+        return buffer if len(buffer.memory) >= size else FrameBuffer(memoryview(bytearray(size)), 0)
 
     def _exactly(self, size: int) -> bytes:
         data = bytearray(size)

@@ -88,6 +88,8 @@ class Engine:
 class CpuNetwork:
     """ports.Network by onnxruntime."""
 
+    frame_copies = 0  # the CPU reads every frame where it lies
+
     def __init__(
         self, onnx: bytes, what: str, identity: dict[str, str], task: str, input_name: str,
         input_shape: tuple[int, ...], prepare: Prepare, decode: Decode,

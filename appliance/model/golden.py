@@ -170,7 +170,7 @@ def frame_of(pixels: npt.NDArray[Any], pixel: str) -> Frame:
     flat = np.ascontiguousarray(pixels)
     height, width = flat.shape[:2]
     memory = memoryview(flat.view(np.uint8).reshape(-1))  # type: ignore[arg-type]  # no Buffer before Python 3.12
-    return Frame(memory, flat.ctypes.data, flat.strides[0], (width, height), pixel, 0, 0, 0, lambda: None)
+    return Frame(memory, 0, flat.strides[0], (width, height), pixel, 0, 0, 0, lambda: None)
 
 
 def write_golden(path: Path, **arrays: Any) -> None:
