@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).resolve().parents[1] / "appliance" / "kernels" / "preprocess.cu"
+SOURCES = Path(__file__).resolve().parents[1] / "appliance" / "kernels"
+_FILES = ("preprocess.cu", "reduce.cu")  # one image, in this order
 _FLAGS = ("--std=c++17", "--ptxas-options=-v")
 _ELF, _CUDA_MACHINE = b"\x7fELF", 190
 # What CUDA's ELF headers say (of the files that these very compilers make): e_ident's OS/ABI and ABI version, and
@@ -124,9 +125,14 @@ def usage(log: str) -> dict[str, Used]:
     return found
 
 
+def source_text() -> str:
+    """What is compiled, each file's lines under its own name."""
+    return "".join(f'#line 1 "{name}"\n{(SOURCES / name).read_text(encoding="utf-8")}' for name in _FILES)
+
+
 def make(nvrtc: Path, out: Path, source: str | None = None) -> dict[str, dict[str, Used]]:
     """All targets into ``out``; returns what each kernel uses. Raises KernelError for a spill or a wrong header."""
-    text = SOURCE.read_text(encoding="utf-8") if source is None else source
+    text = source_text() if source is None else source
     out.mkdir(parents=True, exist_ok=True)
     compilers = {version: Nvrtc(nvrtc / version, version) for version in sorted({one.nvrtc for one in TARGETS})}
     told = {}

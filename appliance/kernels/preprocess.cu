@@ -14,6 +14,7 @@
 #define SYNC()
 #define ADD32(where, what) (*(where) += (what))
 #define ADD64(where, what) (*(where) += (what))
+#define MAX32(where, what) (*(where) = *(where) < (what) ? (what) : *(where))
 #else
 #define GLOBAL extern "C" __global__ void
 #define DEVICE __device__ __forceinline__
@@ -21,6 +22,8 @@
 #define SYNC() __syncthreads()
 #define ADD32(where, what) atomicAdd(where, what)
 #define ADD64(where, what) atomicAdd(where, what)
+#define MAX32(where, what) atomicMax(where, what)
+#define float_bits(value) __float_as_uint(value)
 #define COUNT_READ(bytes)
 #endif
 

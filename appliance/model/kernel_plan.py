@@ -52,6 +52,24 @@ class SumsStruct(ctypes.Structure):
     ]  # fmt: skip
 
 
+class ExtremesStruct(ctypes.Structure):
+    """What reduce_map saw of a raw map; floats as whole numbers of the same order, the lowest one's complemented."""
+
+    _fields_ = [("nan_seen", ctypes.c_uint32), ("highest", ctypes.c_uint32), ("lowest_complement", ctypes.c_uint32)]
+
+    def clear(self) -> None:
+        """Before each launch."""
+        ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
+
+    def extreme(self, highest_is_worst: bool) -> float:
+        """The raw map's maximum, or its minimum where ``low`` > ``high``; not a number as soon as one of the map is none."""
+        if self.nan_seen:
+            return float("nan")
+        order = self.highest if highest_is_worst else ~self.lowest_complement & 0xFFFFFFFF
+        bits = order ^ 0x80000000 if order & 0x80000000 else ~order & 0xFFFFFFFF
+        return float(np.uint32(bits).view(np.float32))
+
+
 @dataclass(frozen=True)
 class KernelPlan:
     """``gather``/``words``: which kernels; ``halved_channels`` x ``halved_size`` (width, height) of u8 or u16 between them;

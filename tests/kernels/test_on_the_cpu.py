@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,17 @@ from hypothesis import strategies as st
 
 from appliance.model import pixels
 from appliance.model.bundle import InputSpec
-from appliance.model.kernel_plan import FrameStruct, KernelPlan, PlanStruct, SumsStruct, kernel_plan
+from appliance.model.kernel_plan import ExtremesStruct, FrameStruct, KernelPlan, PlanStruct, SumsStruct, kernel_plan
 from appliance.model.pixels import FORMATS
 from appliance.model.preprocess import prepare
-
-PROJECT = Path(__file__).resolve().parents[2]
-SOURCES = PROJECT / "appliance" / "kernels"
-HOST = Path(__file__).with_name("host.cpp")
+from calibration.host_kernels import SOURCES
+from calibration.host_kernels import host_library as library_of
+from tests.kernels.host_library import host_library
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++ or clang++) on this machine")
-    library = tmp_path_factory.mktemp("kernels") / "host.so"
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-I", str(SOURCES), str(HOST), "-o", str(library)], check=True)
-    loaded = ctypes.CDLL(str(library))
-    loaded.take_bytes_read.restype = loaded.sizes.restype = ctypes.c_ulonglong
-    return loaded
+def host() -> ctypes.CDLL:
+    return host_library()
 
 
 class Ran:
@@ -89,8 +79,8 @@ def hold(
 
 
 def test_the_structs_are_those_of_the_source(host: ctypes.CDLL) -> None:
-    told = [host.sizes(which) for which in range(3)]
-    assert told == [ctypes.sizeof(one) for one in (FrameStruct, PlanStruct, SumsStruct)]
+    told = [host.sizes(which) for which in range(4)]
+    assert told == [ctypes.sizeof(one) for one in (FrameStruct, PlanStruct, SumsStruct, ExtremesStruct)]
 
 
 @pytest.mark.parametrize("pixel", FORMATS)
@@ -155,13 +145,9 @@ def test_a_kernel_that_errs_is_found(host: ctypes.CDLL, wrong: str, tmp_path: Pa
     }
     old, new = faults[wrong]
     assert source.count(old) == 1
+    for path in SOURCES.iterdir():
+        shutil.copy(path, tmp_path)
     (tmp_path / "preprocess.cu").write_text(source.replace(old, new))
-    library = tmp_path / "host.so"
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    assert compiler
-    flags = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-I", str(tmp_path)]
-    subprocess.run([compiler, *flags, str(HOST), "-o", str(library)], check=True)
-    broken = ctypes.CDLL(str(library))
-    broken.take_bytes_read.restype = ctypes.c_ulonglong
+    broken = library_of(tmp_path, tmp_path)
     with pytest.raises(AssertionError):
         hold(broken, "rgb8", (128, 72), 384, (2, 2, 100, 60), spec_of((24, 14)))
