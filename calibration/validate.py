@@ -12,8 +12,8 @@ import numpy.typing as npt
 from appliance.inspect.judge import Judgement, judge, limits_of
 from appliance.model.bundle import Bundle
 from appliance.model.golden import frame_of, part_score
+from appliance.model.intervals import told
 from appliance.wiring_models import cpu_network
-from calibration.intervals import told
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibration.intervals import interval, told
+from appliance.model.intervals import interval, told
 
 
 @pytest.mark.parametrize(

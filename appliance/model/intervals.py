@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def interval(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -24,7 +25,7 @@ def _at_most(k: int, n: int, p: float) -> float:
     return min(1.0, math.exp(top) * math.fsum(math.exp(one - top) for one in logs))
 
 
-def _solve(rising, wanted: float) -> float:  # type: ignore[no-untyped-def]
+def _solve(rising: Callable[[float], float], wanted: float) -> float:
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
