@@ -28,7 +28,9 @@ _QUOTA_EVERY = 50  # stored images between two looks at the quota
 
 
 @dataclass
-class _Slot:
+class Slot:
+    """One kept frame, copied; made at start and used again."""
+
     pixels: np.ndarray
     part: int = 0
     camera: str = ""
@@ -46,21 +48,21 @@ class Archive:
         self._folder = folder
         self._quota_bytes = quota_bytes
         self._told = told
-        self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         for _ in range(SLOTS):
-            self._free.put(_Slot(np.empty(slot_bytes, np.uint8)))
-        self._full: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
+            self._free.put(Slot(np.empty(slot_bytes, np.uint8)))
+        self._full: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self.counts = {"archive_copies": 0, "stored": 0, "dropped": 0, "failed": 0}
         self._thread = threading.Thread(target=self._run, name="archive", daemon=True)
         self._thread.start()
 
-    def keep(self, part: int, camera: str, frame: Frame, wall_us: int) -> bool:
-        """Copy a frame to a free slot; False and counted when none is free (or it is larger than a slot)."""
+    def copy(self, part: int, camera: str, frame: Frame, wall_us: int) -> Slot | None:
+        """A frame into a free slot, to be stored or forgotten later; None and counted when no slot is free."""
         try:
             slot = self._free.get_nowait()
         except queue.Empty:
             self.counts["dropped"] += 1
-            return False
+            return None
         used = len(frame.memory)
         if used > len(slot.pixels):
             slot.pixels = np.empty(used, np.uint8)
@@ -68,8 +70,19 @@ class Archive:
         slot.part, slot.camera, slot.size, slot.pitch = part, camera, frame.size, frame.pitch_bytes
         slot.pixel, slot.wall_us, slot.used = frame.pixel, wall_us, used
         self.counts["archive_copies"] += 1
+        return slot
+
+    def store(self, slot: Slot) -> None:
+        """Let the thread write it; the slot comes back by itself."""
         self._full.put(slot)
-        return True
+
+    def forget(self, slot: Slot) -> None:
+        """It is not wanted after all."""
+        self._free.put(slot)
+
+    @property
+    def free_slots(self) -> int:
+        return self._free.qsize()
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Write what waits, then end."""
@@ -84,7 +97,7 @@ class Archive:
             if self.counts["stored"] % _QUOTA_EVERY == 1:
                 self._keep_quota()
 
-    def _store(self, slot: _Slot) -> Stored:
+    def _store(self, slot: Slot) -> Stored:
         day = datetime.fromtimestamp(slot.wall_us / 1e6, timezone.utc).strftime("%Y/%m/%d")
         name = f"{day}/{slot.part}-{slot.camera}.jpg"
         try:
@@ -101,7 +114,9 @@ class Archive:
         self.counts["stored"] += 1
         return Stored(slot.part, slot.camera, name, hashlib.sha256(encoded).hexdigest())
 
-    def _encode(self, slot: _Slot) -> bytes:
+    def _encode(self, slot: Slot) -> bytes:
+        if slot.pixel == "mjpeg":
+            return slot.pixels[: slot.used].tobytes()
         image: Any = channels(slot.pixels[: slot.used], slot.size, slot.pitch, slot.pixel)
         if image.dtype == np.uint16:
             image = (image >> 8).astype(np.uint8)

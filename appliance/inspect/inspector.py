@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from appliance.inspect.archive import Archive
+from appliance.inspect.archive import Archive, Slot
 from appliance.inspect.image_health import HealthLimits, ImageHealth
 from appliance.inspect.judge import Judgement, Limits, blind, judge, worst
 from appliance.inspect.matching import Match, Matcher
@@ -47,10 +47,19 @@ class RecipePlan:
 
 
 @dataclass
+class _Kept:
+    """A judged frame: its buffer while the part's verdict is near, its copy (None: dropped) once the buffer went back."""
+
+    camera: str
+    frame: Frame | None
+    copy: Slot | None = None
+
+
+@dataclass
 class _Pending:
     trigger: Trigger
     judged: dict[str, Judgement] = field(default_factory=dict)
-    kept: list[tuple[str, Frame]] = field(default_factory=list)
+    kept: list[_Kept] = field(default_factory=list)
     sent: bool = False
     frame_ms: float = 0.0
     preprocess_ms: float = 0.0
@@ -64,6 +73,7 @@ class Inspector:
     def __init__(self, recipe: RecipePlan, matchers: dict[str, Matcher], archive: Archive | None, clock: Clock) -> None:
         self._recipe = recipe
         self._looks = {look.camera: look for look in recipe.looks}
+        self.looks = recipe.looks
         self.matchers = matchers
         self._archive = archive
         self._clock = clock
@@ -74,7 +84,8 @@ class Inspector:
         self.to_report: deque[Message] = deque()
         self.counts = {"judged": 0, "skipped_late": 0, "engine_errors": 0}
         self.latencies_ms: deque[float] = deque(maxlen=1000)
-        self.before_judging: Callable[[], None] | None = None
+        self.verdict_ready: Callable[[], None] | None = None
+        """Sends what ``to_reject`` holds: called before any image of the part is copied."""
 
     def on_trigger(self, trigger: Trigger) -> None:
         """A part to look at, once."""
@@ -122,13 +133,11 @@ class Inspector:
             return
         else:
             pending.judged[camera] = self._look(camera, match.frame, pending)
-            pending.kept.append((camera, match.frame))
+            pending.kept.append(_Kept(camera, match.frame))
         self._answer(match.part, pending)
 
     def _look(self, camera: str, frame: Frame, pending: _Pending) -> Judgement:
         look = self._looks[camera]
-        if self.before_judging:
-            self.before_judging()
         roi = look.roi
         if frame.size != look.size:
             if not look.any_size:
@@ -158,6 +167,7 @@ class Inspector:
         judged = list(pending.judged.values())
         whole = len(judged) == len(self._looks)
         if not whole and judged[-1].verdict != "fail":
+            self._give_back(part, pending)
             return
         result = worst(judged)
         pending.sent = True
@@ -177,15 +187,30 @@ class Inspector:
                 len(pending.kept) if keep and self._archive else 0,
             )
         )  # fmt: skip
+        if self.verdict_ready:
+            self.verdict_ready()
         self._keep(part, pending, keep)
         del self._pending[part]
 
-    def _keep(self, part: int, pending: _Pending, keep: bool) -> None:
+    def _give_back(self, part: int, pending: _Pending) -> None:
+        """The part has further cameras to reach: its frames so far are copied, and their buffers are the cameras' again."""
         wall_us = self._clock.wall_us(pending.trigger.time_ns)
-        for camera, frame in pending.kept:
-            if keep and self._archive and not self._archive.keep(part, camera, frame, wall_us):
-                self.to_report.append(Stored(part, camera, "", "", dropped=True))
-            frame.release()
+        for kept in pending.kept:
+            if kept.frame is not None:
+                kept.copy = self._archive.copy(part, kept.camera, kept.frame, wall_us) if self._archive else None
+                kept.frame.release()
+                kept.frame = None
+
+    def _keep(self, part: int, pending: _Pending, keep: bool) -> None:
+        if keep:
+            self._give_back(part, pending)
+        for kept in pending.kept:
+            if kept.frame is not None:
+                kept.frame.release()
+            elif self._archive and kept.copy is not None:
+                (self._archive.store if keep else self._archive.forget)(kept.copy)
+            elif self._archive and keep:
+                self.to_report.append(Stored(part, kept.camera, "", "", dropped=True))
 
     def _wants(self, verdict: str) -> bool:
         if verdict == "pass" and self._recipe.passes_every:
@@ -199,6 +224,5 @@ class Inspector:
             part, first = next(iter(self._pending.items()))
             if now_ns < first.trigger.deadline_ns + 1_000_000_000:
                 return
-            for _, frame in first.kept:
-                frame.release()
+            self._keep(part, first, keep=False)
             del self._pending[part]

@@ -8,13 +8,12 @@ is answered when its window is over, so that a second candidate is seen (`ambigu
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from appliance.ports import Frame
 
 _KEEP_NS = 400_000_000  # how long a frame waits for a trigger that is still under way
-_MOST_FRAMES = 4  # buffers that may wait: the camera needs the others
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,37 @@ class _Waiting:
     part: int
     expected_ns: int
     give_up_ns: int
-    frames: list[Frame] = field(default_factory=list)
+    frame: Frame | None = None
+    ambiguous: bool = False
+    """A second frame fitted: both went back to the camera at once, which needs its buffers."""
+
+    def take(self, frame: Frame) -> None:
+        """A frame that fits."""
+        if self.frame is None and not self.ambiguous:
+            self.frame = frame
+            return
+        self.ambiguous = True
+        for one in (self.frame, frame):
+            if one is not None:
+                one.release()
+        self.frame = None
 
 
 class Matcher:
-    """One camera's frames against the parts' triggers. ``shift_ns``: travel to the camera plus offset."""
+    """One camera's frames against the parts' triggers. ``shift_ns``: travel to the camera plus offset.
 
-    def __init__(self, shift_ns: int, match_ns: int, allowance_ns: int, wait_for_second: bool = True) -> None:
+    ``most_waiting``: frames that fit no part yet and may wait for their trigger; the camera needs its other buffers. One
+    is enough where an edge makes the part: its trigger is read before the next frame is. Where the frame itself makes
+    it, a second may come while the first is announced."""
+
+    def __init__(
+        self, shift_ns: int, match_ns: int, allowance_ns: int, wait_for_second: bool = True, most_waiting: int = 1
+    ) -> None:  # fmt: skip
         self._shift_ns = shift_ns
         self._match_ns = match_ns
         self._allowance_ns = allowance_ns
         self._wait_for_second = wait_for_second
+        self._most_waiting = most_waiting
         self._parts: deque[_Waiting] = deque()
         self._frames: deque[Frame] = deque()
         self._last: tuple[int, int] | None = None
@@ -56,7 +75,7 @@ class Matcher:
         for frame in list(self._frames):
             if self._fits(frame, waiting):
                 self._frames.remove(frame)
-                waiting.frames.append(frame)
+                waiting.take(frame)
 
     def frame(self, frame: Frame) -> bool:
         """A frame came. False: it is not wanted (a duplicate, or nothing waits that long), release it."""
@@ -68,14 +87,14 @@ class Matcher:
                 return False
             self.counts["gap"] += max(0, frame.sequence - sequence - 1)
         self._last = (frame.sequence, frame.time_ns)
-        for waiting in self._parts:
-            if self._fits(frame, waiting):
-                waiting.frames.append(frame)
-                return True
-        if len(self._frames) >= _MOST_FRAMES:
+        waiting = next((one for one in self._parts if self._fits(frame, one)), None)
+        if waiting is None:
+            self._frames.append(frame)
+        else:
+            waiting.take(frame)
+        while len(self._frames) > (self._most_waiting if waiting is None else self._most_waiting - 1):
             self._frames.popleft().release()
             self.counts["stray"] += 1
-        self._frames.append(frame)
         return True
 
     def due(self, now_ns: int) -> list[Match]:
@@ -93,13 +112,13 @@ class Matcher:
         if not self._parts:
             return self._frames[0].time_ns + _KEEP_NS if self._frames else None
         first = self._parts[0]
-        return self._window_end(first) if first.frames else first.give_up_ns
+        return first.give_up_ns if first.frame is None and not first.ambiguous else self._window_end(first)
 
     def forget(self) -> None:
         """The camera is gone: its frames are void."""
         self._frames.clear()
         for waiting in self._parts:
-            waiting.frames.clear()
+            waiting.frame = None
         self._last = None
 
     def _fits(self, frame: Frame, waiting: _Waiting) -> bool:
@@ -107,23 +126,21 @@ class Matcher:
 
     def _window_end(self, waiting: _Waiting) -> int:
         """When a second candidate would have arrived, were there one: it travels as long as the first did."""
-        if not self._wait_for_second:
+        if not self._wait_for_second or waiting.frame is None:
             return 0
-        first = waiting.frames[0]
-        return waiting.expected_ns + self._match_ns + max(0, min(first.arrived_ns - first.time_ns, self._match_ns))
+        travelled_ns = waiting.frame.arrived_ns - waiting.frame.time_ns
+        return waiting.expected_ns + self._match_ns + max(0, min(travelled_ns, self._match_ns))
 
     def _ready(self, waiting: _Waiting, now_ns: int) -> bool:
-        if waiting.frames:
-            return now_ns >= self._window_end(waiting)
-        return now_ns >= waiting.give_up_ns
+        if waiting.frame is None and not waiting.ambiguous:
+            return now_ns >= waiting.give_up_ns
+        return now_ns >= self._window_end(waiting)
 
     def _answer(self, waiting: _Waiting) -> Match:
-        if not waiting.frames:
+        if waiting.ambiguous:
+            self.counts["ambiguous"] += 1
+            return Match(waiting.part, "ambiguous", None)
+        if waiting.frame is None:
             self.counts["missed"] += 1
             return Match(waiting.part, "missed", None)
-        if len(waiting.frames) > 1:
-            self.counts["ambiguous"] += 1
-            for frame in waiting.frames:
-                frame.release()
-            return Match(waiting.part, "ambiguous", None)
-        return Match(waiting.part, "frame", waiting.frames[0])
+        return Match(waiting.part, "frame", waiting.frame)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import queue
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from appliance.clock import VirtualClock
+from appliance.inspect.archive import Archive
 from appliance.inspect.image_health import HealthLimits
 from appliance.inspect.inspector import Inspector, Look, RecipePlan
 from appliance.inspect.judge import Limits
 from appliance.inspect.matching import Matcher
-from appliance.messages import Detail, Trigger, Verdict
+from appliance.messages import Detail, Stored, Trigger, Verdict
 from appliance.model.bundle import Bundle
 from appliance.ports import EngineError, Findings, Frame
 
@@ -30,6 +34,7 @@ class Network:
     """Gives the score of the frame's sequence; raises or stays silent where told."""
 
     identity = {"name": "b", "digest": "d", "precision": "int8", "engine": "stand-in"}
+    frame_copies = 0
 
     def __init__(self, scores: dict[int, object]) -> None:
         self.scores, self.asked = scores, 0
@@ -54,7 +59,7 @@ class Network:
     def close(self) -> None: ...
 
 
-def station(cameras: dict[str, dict[int, object]]):
+def station(cameras: dict[str, dict[int, object]], archive: Archive | None = None):
     clock = VirtualClock(100 * MS)
     looks = tuple(
         Look(name, (8, 8), False, None, BUNDLE, Network(scores), Limits(0.4, 0.6, {}, {}), HealthLimits(True, (50, 200)))
@@ -62,7 +67,7 @@ def station(cameras: dict[str, dict[int, object]]):
     )
     matchers = {name: Matcher(0, 10 * MS, 100 * MS) for name in cameras}
     plan = RecipePlan("r", 1, "sha256:r", looks, frozenset({"fail"}), 0)
-    return Inspector(plan, matchers, None, clock), clock
+    return Inspector(plan, matchers, archive, clock), clock
 
 
 def frame(sequence: int, at: int, released: list[int], size: tuple[int, int] = (8, 8)) -> Frame:
@@ -135,3 +140,35 @@ def test_a_part_without_a_frame_is_missed() -> None:
     inspector.on_trigger(Trigger(4, 200 * MS, 900 * MS, "r"))
     (told,) = look_at(inspector, clock, 350 * MS)
     assert (told.part, told.verdict) == (4, "missed")
+
+
+def test_a_part_on_its_way_to_the_next_camera_holds_no_buffer_and_keeps_its_picture(tmp_path: Path) -> None:
+    stored: queue.SimpleQueue[Stored] = queue.SimpleQueue()
+    archive = Archive(tmp_path, 64, 10**9, stored.put)
+    inspector, clock = station({"top": {1: 0.1, 2: 0.1}, "side": {1: 0.9, 2: 0.1}}, archive)
+    released: list[int] = []
+    inspector.on_trigger(Trigger(1, 200 * MS, 900 * MS, "r"))
+    inspector.on_frame("top", frame(1, 200 * MS, released))
+    assert look_at(inspector, clock, 220 * MS) == [] and released == [1], "the camera has its buffer back"
+    inspector.on_frame("side", frame(1, 200 * MS, []))
+    assert [one.verdict for one in look_at(inspector, clock, 230 * MS)] == ["fail"]
+    assert {stored.get(timeout=10).camera, stored.get(timeout=10).camera} == {"top", "side"}
+    inspector.on_trigger(Trigger(2, 300 * MS, 900 * MS, "r"))
+    inspector.on_frame("top", frame(2, 300 * MS, released))
+    look_at(inspector, clock, 320 * MS)
+    inspector.on_frame("side", frame(2, 300 * MS, []))
+    assert [one.verdict for one in look_at(inspector, clock, 330 * MS)] == ["pass"]
+    assert archive.counts["archive_copies"] == 3 and archive.free_slots == 8, "a passed part's copy is forgotten"
+    archive.close()
+
+
+def test_the_verdict_is_sent_before_any_picture_is_copied(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, 64, 10**9, lambda _: None)
+    inspector, clock = station({"top": {1: 0.9}}, archive)
+    told: list[tuple[str, int]] = []
+    inspector.verdict_ready = lambda: told.append((inspector.to_reject[0].verdict, archive.counts["archive_copies"]))  # type: ignore[union-attr]
+    inspector.on_trigger(Trigger(1, 200 * MS, 900 * MS, "r"))
+    inspector.on_frame("top", frame(1, 200 * MS, []))
+    look_at(inspector, clock, 220 * MS)
+    assert told == [("fail", 0)] and archive.counts["archive_copies"] == 1
+    archive.close()

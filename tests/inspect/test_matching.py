@@ -110,3 +110,14 @@ def test_where_each_frame_is_a_part_there_is_no_waiting_for_a_second() -> None:
     matcher.trigger(7, 500 * MS, 900 * MS)
     (match,) = matcher.due(500 * MS)
     assert (match.part, match.kind) == (7, "frame")
+
+
+def test_a_camera_that_runs_by_itself_gets_each_frame_back_as_soon_as_the_next_is_there() -> None:
+    """At 120 frames/s nothing may wait for a trigger that its frame has outrun by a whole frame time."""
+    matcher, frames = Matcher(0, 3 * MS, ALLOWANCE), Frames()
+    for number in range(1, 40):
+        matcher.frame(frames.make(number, number * 8 * MS, number * 8 * MS + 2 * MS))
+        assert len(frames.released) == number - 1
+    matcher.trigger(7, 40 * 8 * MS, 900 * MS)
+    matcher.frame(frames.make(40, 40 * 8 * MS, 40 * 8 * MS + 2 * MS))
+    assert len(frames.released) == 39, "a frame that shows a part sends home what waited before it"
