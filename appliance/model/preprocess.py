@@ -4,14 +4,17 @@
 What the contract leaves open and every path (also the GPU's) must share:
 - words of 10-16 bits are halved as words, and scaled to 0..255 after it;
 - a colour picture for a network of one channel becomes luma before halving: (9798 R + 19235 G + 3735 B + 16384) >> 15;
-- white balance multiplies before the ROI's statistics are taken, rounds halves up, and stops at the word's top;
+- white balance multiplies before the ROI's statistics are taken, by gains in 1/65536, rounds halves up, and stops at
+  the word's top;
 - bilinear positions are worked out in float64, their fractions and the pixels are float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,7 @@ from appliance.model.pixels import U8, Box, Image, Size
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 Gains = tuple[float, float, float]
+T = TypeVar("T")
 PAD = 114.0
 NO_GAINS: Gains = (1.0, 1.0, 1.0)
 _GREYS = np.arange(256, dtype=np.int64)
@@ -32,12 +36,39 @@ _LUMA = (9798, 19235, 3735)  # BT.601 in 1/32768, the integers of cv2.COLOR_RGB2
 @dataclass(frozen=True)
 class Prepared:
     """``tensor`` float32 (C, H, W). Of the ROI as delivered (luma for colour): ``histogram`` int64 (256,) of the upper
-    eight bits, ``total`` the 64-bit sum of its words; ``laplacian_variance`` of the last halved image, on 0..255."""
+    eight bits, ``total`` the 64-bit sum of its words; ``laplacian_variance`` of the last halved image, on 0..255.
+
+    The statistics may still be worked out beside the caller: asking for one waits for it, and until both ``histogram``
+    and ``laplacian_variance`` were asked for the frame is still read."""
 
     tensor: F32
-    histogram: I64
-    total: int
-    laplacian_variance: float
+    counted: Callable[[], tuple[I64, int]]
+    sharpness: Callable[[], float]
+
+    @property
+    def histogram(self) -> I64:
+        return self.counted()[0]
+
+    @property
+    def total(self) -> int:
+        return self.counted()[1]
+
+    @property
+    def laplacian_variance(self) -> float:
+        return self.sharpness()
+
+
+class Beside(Protocol):
+    """Takes work that the tensor does not wait for; what it gives back waits for the result, and may be asked again.
+    Works are done one after another, in order."""
+
+    def __call__(self, work: Callable[[], T], /) -> Callable[[], T]: ...
+
+
+def at_once(work: Callable[[], T]) -> Callable[[], T]:
+    """Beside for one thread: done before the call is over."""
+    result = work()
+    return lambda: result
 
 
 class Steps(Protocol):
@@ -90,7 +121,7 @@ _REFERENCE = NumpySteps()
 
 def prepare(
     memory: U8, size: Size, pitch: int, pixel: str, roi: Box | None, spec: InputSpec,
-    gains: Gains = NO_GAINS, steps: Steps = _REFERENCE,
+    gains: Gains = NO_GAINS, steps: Steps = _REFERENCE, beside: Beside = at_once,
 ) -> Prepared:  # fmt: skip
     """A frame's ROI as the network wants it. ``memory``: bytes, 1-D; ``size``: width, height; ``pitch``: bytes a row.
 
@@ -103,18 +134,26 @@ def prepare(
         image = steps.channels(memory, size, pitch, pixel, box)
     if image.ndim == 3 and tuple(gains) != NO_GAINS:
         image = steps.balance(image, gains)
-    grey = steps.luma(image)
-    counts = steps.histogram(grey)
-    total = total_of(grey, counts)
     if spec.channels == 1:
-        image = grey
+        image = steps.luma(image)
+    counted = beside(partial(_counted, steps, image))
     while _halves(image.shape, target):
         image = steps.halve(image)
-    sharpness = steps.laplacian_variance(steps.luma(image))
+    sharpness = beside(partial(_sharpness, steps, image))
     values = steps.to_float(image)
     if (values.shape[1], values.shape[0]) != target:
         values = steps.bilinear(values, target)
-    return Prepared(steps.normalise(letterbox(values, spec), spec), counts, total, sharpness)
+    return Prepared(steps.normalise(letterbox(values, spec), spec), counted, sharpness)
+
+
+def _counted(steps: Steps, image: Image) -> tuple[I64, int]:
+    grey = steps.luma(image)
+    counts = steps.histogram(grey)
+    return counts, total_of(grey, counts)
+
+
+def _sharpness(steps: Steps, image: Image) -> float:
+    return steps.laplacian_variance(steps.luma(image))
 
 
 def _halves(shape: tuple[int, ...], target: Size) -> bool:
@@ -135,9 +174,14 @@ def content_box(width: int, height: int, spec: InputSpec) -> Box:
 
 def balance(image: Image, gains: Gains) -> Image:
     """Colour by its gains (red, green, blue), rounded to nearest, at most the word's top."""
-    top = np.iinfo(image.dtype).max
-    gained = np.floor(image.astype(np.float64) * np.asarray(gains, np.float64) + 0.5)
-    return np.minimum(gained, top).astype(image.dtype)
+    gained = (image.astype(np.uint64) * np.array(fixed_gains(gains), np.uint64) + np.uint64(32768)) >> np.uint64(16)
+    return np.minimum(gained, np.uint64(np.iinfo(image.dtype).max)).astype(image.dtype)
+
+
+def fixed_gains(gains: Gains) -> tuple[int, int, int]:
+    """In 1/65536: whole numbers, for the same bits on every path; below 0 and from 32768 on as the nearest that can be."""
+    red, green, blue = (min(max(int(gain * 65536 + 0.5), 0), 2**31 - 1) for gain in gains)
+    return red, green, blue
 
 
 def luma(image: Image) -> Image:

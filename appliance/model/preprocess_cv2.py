@@ -11,7 +11,7 @@ import numpy.typing as npt
 from appliance.model import pixels, preprocess
 from appliance.model.bundle import InputSpec
 from appliance.model.pixels import U8, Box, Image, Size
-from appliance.model.preprocess import F32, I64, NO_GAINS, Gains, Prepared
+from appliance.model.preprocess import F32, I64, NO_GAINS, Beside, Gains, Prepared, at_once
 
 _MOST_BUFFERS = 64  # photographs of many sizes would fill the memory with buffers never used again
 
@@ -21,16 +21,17 @@ class CvSteps:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
+        self._blue_first = False  # of the frame in hand: turning every pixel round would cost a pass of its own
 
     def channels(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image:
+        """As preprocess; a bgr8 frame stays as it lies, and the steps after this one know it."""
+        self._blue_first = pixel == "bgr8"
         if pixel == "mjpeg":
             return decode_jpeg(memory, size, roi)
-        if pixel != "bgr8":
-            return pixels.channels(memory, size, pitch, pixel, roi)
-        as_it_lies = pixels.channels(memory, size, pitch, "rgb8", roi)
-        return cv2.cvtColor(as_it_lies, cv2.COLOR_BGR2RGB, dst=self._buffer("rgb", as_it_lies.shape, np.uint8))
+        return pixels.channels(memory, size, pitch, "rgb8" if self._blue_first else pixel, roi)
 
     def balance(self, image: Image, gains: Gains) -> Image:
+        gains = gains[::-1] if self._blue_first else gains
         if image.dtype != np.uint8:
             return preprocess.balance(image, gains)
         every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
@@ -39,7 +40,8 @@ class CvSteps:
     def luma(self, image: Image) -> Image:
         if image.ndim == 2:
             return image
-        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY, dst=self._buffer("luma", image.shape[:2], image.dtype))
+        code = cv2.COLOR_BGR2GRAY if self._blue_first else cv2.COLOR_RGB2GRAY
+        return cv2.cvtColor(image, code, dst=self._buffer("luma", image.shape[:2], image.dtype))
 
     def histogram(self, grey: Image) -> I64:
         top = 65536 if grey.dtype == np.uint16 else 256
@@ -57,14 +59,21 @@ class CvSteps:
     def laplacian_variance(self, grey: Image) -> float:
         if min(grey.shape) < 3:
             return 0.0
-        edges = cv2.Laplacian(grey, cv2.CV_32F, dst=self._buffer("edges", grey.shape, np.float32), ksize=1)
-        _, deviation = cv2.meanStdDev(edges[1:-1, 1:-1])
-        return float((deviation[0, 0] * preprocess.scale_of(grey)) ** 2)
+        # Of bytes the Laplacian fits int16, and whole numbers are summed at a quarter of the price.
+        depth, kind = (cv2.CV_16S, np.int16) if grey.dtype == np.uint8 else (cv2.CV_32F, np.float32)
+        edges = cv2.Laplacian(grey, depth, dst=self._buffer("edges", grey.shape, kind), ksize=1)[1:-1, 1:-1]
+        if grey.dtype != np.uint8:
+            _, deviation = cv2.meanStdDev(edges)
+            return float((deviation[0, 0] * preprocess.scale_of(grey)) ** 2)
+        mean = cv2.sumElems(edges)[0] / edges.size
+        return max(0.0, cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - mean * mean)
 
     def to_float(self, image: Image) -> F32:
         values: F32 = self._buffer("float", image.shape, np.float32)
-        scale = np.float32(preprocess.scale_of(image))
-        np.multiply(image, scale, out=values, dtype=np.float32)
+        if image.dtype == np.uint8:  # its scale is 1
+            np.copyto(values, image)
+        else:
+            np.multiply(image, np.float32(preprocess.scale_of(image)), out=values, dtype=np.float32)
         return values
 
     def bilinear(self, values: F32, size: Size) -> F32:
@@ -75,8 +84,10 @@ class CvSteps:
     def normalise(self, values: F32, spec: InputSpec) -> F32:
         """One multiplication and one addition a pixel, into the tensor."""
         tensor: F32 = self._buffer("tensor", (spec.channels, spec.size[1], spec.size[0]), np.float32)
+        if values.ndim == 3:
+            cv2.split(values, list(tensor[::-1] if self._blue_first else tensor))
         for channel, plane in enumerate(tensor):
-            source = values if values.ndim == 2 else values[:, :, channel]
+            source = values if values.ndim == 2 else plane
             np.multiply(source, np.float32(1 / (255 * spec.std[channel])), out=plane)
             np.subtract(plane, np.float32(spec.mean[channel] / spec.std[channel]), out=plane)
         return tensor
@@ -99,13 +110,14 @@ def prepare_cv2(
 
 
 class FastPreprocess:
-    """As ``prepare_cv2`` for one camera and bundle; the tensor is valid until the next call."""
+    """As ``prepare_cv2`` for one camera and bundle; the tensor is valid until the next call. With ``beside`` the frame's
+    statistics are worked out there while the tensor already goes through the network."""
 
-    def __init__(self, spec: InputSpec, gains: Gains = NO_GAINS) -> None:
-        self._spec, self._gains, self._steps = spec, gains, CvSteps()
+    def __init__(self, spec: InputSpec, gains: Gains = NO_GAINS, beside: Beside = at_once) -> None:
+        self._spec, self._gains, self._steps, self._beside = spec, gains, CvSteps(), beside
 
     def __call__(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box | None) -> Prepared:
-        return preprocess.prepare(memory, size, pitch, pixel, roi, self._spec, self._gains, self._steps)
+        return preprocess.prepare(memory, size, pitch, pixel, roi, self._spec, self._gains, self._steps, self._beside)
 
 
 def decode_jpeg(memory: U8, size: Size, roi: Box) -> Image:
