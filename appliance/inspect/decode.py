@@ -22,6 +22,19 @@ def decode(outputs: Mapping[str, F32], bundle: Bundle) -> tuple[F32, U8 | None]:
     return _anomaly(outputs, bundle.output)
 
 
+def decode_reduced(scores: Mapping[str, F32], worst: float, shares: U8 | None, bundle: Bundle) -> tuple[F32, U8 | None]:
+    """What ``decode`` gives, from what a GPU's reducers leave of the outputs: ``scores`` the small tensors whole, ``worst``
+    the raw map's maximum (minimum where ``low`` > ``high``; not a number where the map has one such), ``shares`` the map
+    as u8 (h, w)."""
+    if bundle.task == "classify":
+        return decode(scores, bundle)
+    spec = bundle.output
+    if spec.score is None and spec.map is None:
+        raise KeyError("output.score")
+    raw = _worst(scores[spec.score], spec) if spec.score else np.asarray(worst, np.float32)
+    return linear(raw, spec).reshape(1), shares if spec.map else None
+
+
 def activate(raw: F32, activation: str) -> F32:
     """Logits (classes,) to 0..1."""
     if activation == "softmax":
@@ -38,12 +51,16 @@ def _anomaly(outputs: Mapping[str, F32], spec: OutputSpec) -> tuple[F32, U8 | No
     raw_score = outputs[spec.score] if spec.score else raw_map
     if raw_score is None:
         raise KeyError("output.score")
-    score = linear(np.asarray(raw_score.max() if spec.low < spec.high else raw_score.min()), spec)
+    score = linear(_worst(raw_score, spec), spec)
     if raw_map is None:
         return score.reshape(1), None
     shares = linear(raw_map.reshape(raw_map.shape[-2:]), spec)
     # What is not a number is painted as the worst; the score says so too where it comes of the map.
     return score.reshape(1), np.rint(np.nan_to_num(shares, nan=1.0) * 255).astype(np.uint8)
+
+
+def _worst(raw: F32, spec: OutputSpec) -> F32:
+    return np.asarray(raw.max() if spec.low < spec.high else raw.min())
 
 
 def linear(raw: F32, spec: OutputSpec) -> F32:
