@@ -105,7 +105,8 @@ class _World:
         self.real, self.driver, self.gpu = _NAMES[version], driver, gpu
         self.full: str = self.real["full"]
         self.major, self.minor = (int(part) for part in self.full.split(".")[:2])
-        self.kinds: dict[str, Any] = {name: _Number(name, self.real["numbers"][name])  # type: ignore[call-arg] for name in self.real["numbers"]}
+        enums: Any = _Number
+        self.kinds: dict[str, Any] = {name: enums(name, numbers) for name, numbers in self.real["numbers"].items()}
         self._logger: Any = None  # a weak reference: TensorRT holds a pointer
         self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
         for kind in _KINDS:

@@ -24,7 +24,7 @@ LAYER_TYPES = {
     "Concat": "CONCATENATION", "Flatten": "SHUFFLE", "Reshape": "SHUFFLE", "Slice": "SLICE", "Softmax": "SOFTMAX",
     "Resize": "RESIZE",
 }  # fmt: skip
-DATA_TYPES = {
+DATA_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16", TensorProto.INT8: "INT8",
     TensorProto.INT32: "INT32", TensorProto.INT64: "INT64", TensorProto.BOOL: "BOOL", TensorProto.UINT8: "UINT8",
 }  # fmt: skip
