@@ -16,9 +16,9 @@ from typing import Any, Literal
 from appliance.ports import EngineError
 
 Precision = Literal["int8", "float16", "float32"]
-# '' where a CUDA driver answers this process (cuInit), else why none does. Asked before anything of TensorRT is made: a
-# Builder or Runtime made without a driver is an object, and the next call on it ends the process.
-Probe = Callable[[], str]
+# devices/cuda.driver: None where no CUDA driver answers. Asked before anything of TensorRT is made: a Builder or Runtime made
+# without one is an object, and the next call on it ends the process.
+Probe = Callable[[], object]
 
 _ALIGNMENT_BYTES = 256  # of every address TensorRT is given (NvInferRuntime.h, setTensorAddress)
 _DEFAULT_STREAMS = (0, 1, 2)  # null, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD: TensorRT synchronises there
@@ -133,9 +133,8 @@ def _errors(trt: Any) -> str:
 
 def _begin(probe: Probe, what: str) -> tuple[Any, Any]:
     """tensorrt and the logger, its lines cleared. Raises EngineError without a driver or without TensorRT."""
-    missing = probe()
-    if missing:
-        raise EngineError(f"{what} needs a GPU: {missing}; run it on the box, or use the CPU network")
+    if probe() is None:
+        raise EngineError(f"{what} needs a GPU, and no CUDA driver answers; run it on the box, or use the CPU network")
     trt = _tensorrt()
     logger = _logger(trt)
     logger.lines.clear()

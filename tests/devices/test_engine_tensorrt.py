@@ -44,8 +44,9 @@ def trt(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield module
 
 
-def driver() -> str:
-    return ""
+def driver() -> object:
+    """As devices/cuda.driver where one answers."""
+    return "CUDA 12.6"
 
 
 def graph_of(model: onnx.ModelProto, precision: str) -> bytes:
@@ -62,7 +63,7 @@ def built(model: onnx.ModelProto, precision: Any = "int8", **changes: Any) -> Bu
     return build(graph_of(model, precision), BuildOptions(**given), lambda phase, share: None, driver)
 
 
-def load(plan: bytes, probe: Callable[[], str] = driver) -> TensorRtEngine:
+def load(plan: bytes, probe: Callable[[], object] = driver) -> TensorRtEngine:
     return TensorRtEngine(plan, "the engine of tiny", CAPABILITY, probe)
 
 
@@ -687,12 +688,11 @@ def test_a_graph_goes_on_with_the_address_of_its_capture_so_ours_cannot_change(t
 
 def test_without_a_driver_nothing_of_tensorrt_is_made() -> None:
     with installed("10.3.0", driver=False):
-        words = "needs a GPU: libcuda.so.1 is not there; run it on the box"
+        words = "needs a GPU, and no CUDA driver answers; run it on the box"
         with pytest.raises(EngineError, match=f"the engine of tiny {words}"):
-            load(b"plan", lambda: "libcuda.so.1 is not there")
+            load(b"plan", lambda: None)
         with pytest.raises(EngineError, match=rf"building an engine .int8. {words}"):
-            options = BuildOptions("int8", WORKSPACE_BYTES)
-            build(b"onnx", options, lambda phase, share: None, lambda: "libcuda.so.1 is not there")
+            build(b"onnx", BuildOptions("int8", WORKSPACE_BYTES), lambda phase, share: None, lambda: None)
 
 
 def test_a_driver_that_was_not_asked_for_cannot_be_forgotten() -> None:
@@ -720,7 +720,7 @@ from tests.fakes import fake_tensorrt
 from appliance.devices.engine_tensorrt import TensorRtEngine
 with fake_tensorrt.hooks(on_crash=lambda why: os._exit(139)), fake_tensorrt.installed("11.4", driver=False):
     try:
-        TensorRtEngine(b"plan", "the engine", (8, 7), lambda: "")
+        TensorRtEngine(b"plan", "the engine", (8, 7), lambda: "CUDA 12.6")
     except BaseException:
         pass
 """
