@@ -355,6 +355,7 @@ def test_trap_5_a_frame_held_over_a_loss_stays_readable_until_it_is_released(wor
     held = shown(world, camera, 9)
     camera.close()
     camera.open(PlainMemory())  # the sensor is free although the old source lives
+    shown(world, camera, 3).release()
     assert (pixels(held) == scene(9)).all() and world.sources_alive == 2
     held.release()
     assert world.sources_alive == 2  # not in the judge's thread
