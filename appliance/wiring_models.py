@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,38 +12,118 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from appliance.devices.network_cpu import CpuNetwork, Engine
+from appliance.clock import now_ns
+from appliance.devices import engine_openvino
+from appliance.devices.engine_openvino import OpenVinoEngine
+from appliance.devices.network_cpu import CpuNetwork, Engine, InferenceEngine
 from appliance.inspect import offline
 from appliance.inspect.decode import decode
+from appliance.model.beside import SecondThread
 from appliance.model.bundle import Bundle, BundleError
-from appliance.model.preprocess import NO_GAINS, Gains
+from appliance.model.preprocess import NO_GAINS, Beside, Gains, at_once
 from appliance.model.preprocess_cv2 import FastPreprocess
 from appliance.ports import EngineError
 
 if TYPE_CHECKING:  # onnx is for workstations and teaching
     import onnx
 
+log = logging.getLogger("appliance.model")
+_LEAST_TURNS, _MOST_TURNS, _TRIAL_NS = 5, 40, 400_000_000
+
 
 def cpu_network(bundle: Bundle, white_balance: Gains = NO_GAINS) -> CpuNetwork:
-    """The bundle on onnxruntime, for one camera. Raises BundleError in words."""
+    """The bundle on this computer's CPU, for one camera. Raises BundleError in words."""
     width, height = bundle.input.size
     try:
+        engine, why = cpu_engine(bundle.onnx.read_bytes(), str(bundle.onnx))
         network = CpuNetwork(
-            onnx=bundle.onnx.read_bytes(),
+            engine=engine,
+            why=why,
             what=str(bundle.onnx),
             identity={"name": bundle.name, "digest": bundle.digest, "precision": bundle.precision},
             task=bundle.task,
             input_name=bundle.input.tensor,
             input_shape=(1, bundle.input.channels, height, width),
-            prepare=FastPreprocess(bundle.input, white_balance),
+            prepare=FastPreprocess(bundle.input, white_balance, _beside()),
             decode=partial(decode, bundle=bundle),
         )
-    except OSError as why:
-        raise BundleError(f"{bundle.onnx}: cannot be read ({why.strerror}); copy the bundle anew") from why
-    except EngineError as why:
-        raise BundleError(str(why)) from why
+    except OSError as why_not:
+        raise BundleError(f"{bundle.onnx}: cannot be read ({why_not.strerror}); copy the bundle anew") from why_not
+    except EngineError as why_not:
+        raise BundleError(str(why_not)) from why_not
     _check_outputs(network, bundle)
+    log.info("%s runs on %s: %s", bundle.name, engine.version, why)
     return network
+
+
+def cpu_engine(onnx: bytes, what: str) -> tuple[InferenceEngine, str]:
+    """The engine for a bundle's file on this CPU, and why this one. ``what`` names the file in errors.
+
+    onnxruntime runs the graph rewritten (model.cpu_graph). OpenVINO takes over, where it is installed, what stays in
+    float there, and else whatever it is measured to run faster. Raises EngineError."""
+    rewritten, left = _for_onnxruntime(onnx)
+    if rewritten is None:
+        return Engine(onnx, what), "the graph is float"
+    if not engine_openvino.installed():
+        told = "OpenVINO is not installed" + (f"; {_in_float(left)}" if left else "")
+        return Engine(rewritten, what), told
+    try:
+        openvino = OpenVinoEngine(onnx, what)
+    except EngineError as why_not:
+        log.warning("%s", why_not)
+        return Engine(rewritten, what), f"OpenVINO is installed and failed: {why_not}"
+    if left:
+        return openvino, _in_float(left)
+    return _faster(Engine(rewritten, what), openvino)
+
+
+def _for_onnxruntime(onnx: bytes) -> tuple[bytes | None, tuple[str, ...]]:
+    """(The file rewritten, what it leaves in float); None for a float graph, and for what is no graph at all: onnxruntime
+    says so in its own words."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx import load_from_string
+
+    from appliance.model.cpu_graph import cpu_graph
+    from appliance.model.graph import quantised
+
+    try:
+        model = load_from_string(onnx)
+    except DecodeError:
+        return None, ()
+    if not quantised(model):
+        return None, ()
+    made = cpu_graph(model)
+    return made.model.SerializeToString(), made.left
+
+
+def _in_float(left: tuple[str, ...]) -> str:
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return f"in onnxruntime it would stay in float here and there ({left[0]}{more})"
+
+
+def _faster(onnxruntime: Engine, openvino: OpenVinoEngine) -> tuple[InferenceEngine, str]:
+    """Which of two is the faster depends on the processor: each runs in turn, the quickest run of each counts."""
+    engines: tuple[InferenceEngine, ...] = (onnxruntime, openvino)
+    ((name, shape),) = onnxruntime.inputs.items()
+    tensor = np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
+    quickest_ns = [2**62] * len(engines)
+    end_ns = now_ns() + _TRIAL_NS
+    turns = 0
+    while turns < _LEAST_TURNS or (turns < _MOST_TURNS and now_ns() < end_ns):
+        turns += 1
+        for index, engine in enumerate(engines):
+            begun_ns = now_ns()
+            engine.run(name, tensor)
+            quickest_ns[index] = min(quickest_ns[index], now_ns() - begun_ns)
+    figures = ", ".join(f"{engine.version} {ns / 1e6:.2f} ms" for engine, ns in zip(engines, quickest_ns))
+    keep = quickest_ns.index(min(quickest_ns))
+    engines[1 - keep].close()
+    return engines[keep], f"the faster of two at the start: {figures} a picture"
+
+
+def _beside() -> Beside:
+    """A thread for the statistics, where a second core can run it."""
+    return SecondThread() if len(os.sched_getaffinity(0)) > 1 else at_once
 
 
 def write_bundle(

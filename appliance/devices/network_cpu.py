@@ -1,4 +1,4 @@
-"""The network on a CPU: onnxruntime on the bundle's graph, preprocess and decode handed in by wiring.
+"""The network on a CPU: an engine on the bundle's graph, preprocess and decode handed in by wiring; onnxruntime's engine.
 
 onnxruntime is named in this file only, and imported when the first engine is made."""
 
@@ -20,7 +20,8 @@ Shape = tuple[Any, ...]  # a size that is not fixed is a word
 
 
 class PreparedFrame(Protocol):
-    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics."""
+    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics, which may come later: until
+    ``histogram`` and ``laplacian_variance`` were asked for, the frame may still be read."""
 
     @property
     def tensor(self) -> F32: ...
@@ -42,8 +43,29 @@ class Prepare(Protocol):
 Decode = Callable[[Mapping[str, F32]], tuple[F32, U8 | None]]
 
 
+class InferenceEngine(Protocol):
+    """One model ready to run on the CPU: static shapes, one thread. ``version``: as in the ledger record.
+
+    ``inputs`` and ``outputs``: shapes by tensor name; ``kinds``: element types in onnxruntime's words, tensor(float)."""
+
+    version: str
+    inputs: dict[str, Shape]
+    outputs: dict[str, Shape]
+    kinds: dict[str, str]
+
+    def run(self, name: str, tensor: F32) -> dict[str, F32]:
+        """Outputs by name for one input, read where it lies; valid until the next run. Raises EngineError."""
+        ...
+
+    def close(self) -> None:
+        """Free it."""
+        ...
+
+
 class Engine:
-    """One ONNX model in onnxruntime: one thread, no spinning (two threads that spin halve a busy two-core machine)."""
+    """One ONNX model in onnxruntime: one thread, no spinning (two threads that spin halve a busy two-core machine).
+
+    Never set session.qdqisint8allowed: the kernels for signed activations are nine times slower on x86."""
 
     def __init__(self, onnx: bytes, what: str) -> None:
         """``what`` names the model in errors. Raises EngineError when ``onnx`` is no model that can be run."""
@@ -58,52 +80,69 @@ class Engine:
             self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         except Exception as why:  # onnxruntime has a class of its own for each cause, none of them public
             raise EngineError(f"{what} is not a model that can be run ({_first_line(why)}); make the bundle anew") from why
-        self.version = str(onnxruntime.__version__)
+        self.version = f"onnxruntime-{onnxruntime.__version__}/cpu"
         self.inputs: dict[str, Shape] = {one.name: tuple(one.shape) for one in self._session.get_inputs()}
         self.outputs: dict[str, Shape] = {one.name: tuple(one.shape) for one in self._session.get_outputs()}
         self.kinds = {one.name: str(one.type) for one in (*self._session.get_inputs(), *self._session.get_outputs())}
         self._binding: Any = None
         self._bound: tuple[int, Shape] | None = None
+        self._results = {
+            name: np.empty(shape, np.float32)
+            for name, shape in self.outputs.items()
+            if self.kinds[name] == "tensor(float)" and all(isinstance(side, int) for side in shape)
+        }
 
     def run(self, name: str, tensor: F32) -> dict[str, F32]:
-        """Outputs by name for one input. The input's memory is read where it lies. Raises EngineError."""
-        place = (tensor.ctypes.data, tensor.shape)
+        """Outputs by name for one input, read where it lies; valid until the next run. Raises EngineError."""
+        place = (int(tensor.__array_interface__["data"][0]), tensor.shape)
         try:
             if self._bound != place:
-                self._bind(name, tensor)
+                self._bind(name, place)
                 self._bound = place
             self._session.run_with_iobinding(self._binding)
+            if len(self._results) == len(self.outputs):
+                return self._results
             return dict(zip(self.outputs, self._binding.copy_outputs_to_cpu()))
         except Exception as why:  # see __init__
             self._bound = None
             raise EngineError(f"onnxruntime failed: {_first_line(why)}") from why
 
-    def _bind(self, name: str, tensor: F32) -> None:
+    def close(self) -> None:
+        """onnxruntime frees with the object."""
+        self._binding = self._session = self._bound = None
+
+    def _bind(self, name: str, place: tuple[int, Shape]) -> None:
         self._binding = self._session.io_binding()
-        self._binding.bind_input(name, "cpu", 0, np.float32, tensor.shape, tensor.ctypes.data)
-        for output in self.outputs:
-            self._binding.bind_output(output, "cpu")
+        self._binding.bind_input(name, "cpu", 0, np.float32, place[1], place[0])
+        for output, shape in self.outputs.items():
+            result = self._results.get(output)
+            if result is None:  # of a size that only the run tells
+                self._binding.bind_output(output, "cpu")
+            else:
+                self._binding.bind_output(output, "cpu", 0, np.float32, shape, result.ctypes.data)
 
 
 class CpuNetwork:
-    """ports.Network by onnxruntime."""
+    """ports.Network by an engine on the CPU."""
 
     frame_copies = 0  # the CPU reads every frame where it lies
 
     def __init__(
-        self, onnx: bytes, what: str, identity: dict[str, str], task: str, input_name: str,
+        self, engine: InferenceEngine, why: str, what: str, identity: dict[str, str], task: str, input_name: str,
         input_shape: tuple[int, ...], prepare: Prepare, decode: Decode,
     ) -> None:  # fmt: skip
-        """Raises EngineError when ``onnx`` is no model or does not take float32 of ``input_shape`` as ``input_name``."""
-        self._engine = Engine(onnx, what)
-        if self._engine.inputs != {input_name: input_shape}:
-            found = ", ".join(f"{name} {list(shape)}" for name, shape in self._engine.inputs.items())
+        """``why`` this engine, in words. Raises EngineError when it does not take float32 of ``input_shape`` as
+        ``input_name``; ``what`` names the model there."""
+        self.engine = engine
+        self.why = why
+        if self.engine.inputs != {input_name: input_shape}:
+            found = ", ".join(f"{name} {list(shape)}" for name, shape in self.engine.inputs.items())
             raise EngineError(f"{what} takes {found}; model.yaml says {input_name} {list(input_shape)}; make the bundle anew")
-        foreign = [f"{name} is {kind}" for name, kind in self._engine.kinds.items() if kind != "tensor(float)"]
+        foreign = [f"{name} is {kind}" for name, kind in self.engine.kinds.items() if kind != "tensor(float)"]
         if foreign:
             raise EngineError(f"{what}: {', '.join(foreign)}; inputs and outputs are float32: make the bundle anew")
-        self.identity = {**identity, "engine": f"onnxruntime-{self._engine.version}/cpu"}
-        self.outputs = self._engine.outputs
+        self.identity = {**identity, "engine": self.engine.version}
+        self.outputs = self.engine.outputs
         self._task, self._input = task, input_name
         self._prepare, self._decode = prepare, decode
         self._ticket = 0
@@ -131,17 +170,22 @@ class CpuNetwork:
             raise EngineError(str(why)) from why
         middle = now_ns()
         self.last_input = prepared.tensor
-        self.last_outputs = self._engine.run(self._input, prepared.tensor[None])
-        scores, score_map = self._decode(self.last_outputs)
+        try:
+            self.last_outputs = self.engine.run(self._input, prepared.tensor[None])
+            scores, score_map = self._decode(self.last_outputs)
+        finally:
+            # Who works out the statistics beside us still reads the frame, which is its camera's after this call.
+            histogram, sharpness = prepared.histogram, prepared.laplacian_variance
         ended = now_ns()
         return Findings(
-            task=self._task, scores=scores, score_map=score_map, candidates=None, histogram=prepared.histogram,
-            total=prepared.total, laplacian_variance=prepared.laplacian_variance,
+            task=self._task, scores=scores, score_map=score_map, candidates=None, histogram=histogram,
+            total=prepared.total, laplacian_variance=sharpness,
             preprocess_ms=(middle - begun) / 1e6, infer_ms=(ended - middle) / 1e6,
         )  # fmt: skip
 
     def close(self) -> None:
-        """onnxruntime frees with the object."""
+        """Free the engine."""
+        self.engine.close()
 
 
 def _first_line(why: Exception) -> str:

@@ -53,7 +53,7 @@ class _Graph:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
         self.constants = _constants(graph)
-        self.makers = {name: node for node in graph.node for name in node.output}
+        self.makers: dict[str, onnx.NodeProto] = {name: node for node in graph.node for name in node.output}
         self.behind: dict[str, list[onnx.NodeProto]] = {}  # new nodes by the output they stand behind
         self.bypassed: set[str] = set()
         self._retyped: set[str] = set()
@@ -77,9 +77,9 @@ class _Graph:
         """Is it read once, and no output?"""
         return len(self.users(name)) == 1 and name not in self._outputs
 
-    def scale(self, quantize: onnx.NodeProto) -> np.float32:
-        """The one scale of an activation's Q."""
-        return np.float32(self.constants[quantize.input[1]].reshape(-1)[0])
+    def number(self, name: str) -> float:
+        """A constant of one value."""
+        return float(self.constants[name].reshape(-1)[0])
 
     def constant(self, name: str, value: int) -> str:
         """A uint8 constant; returns its name."""
@@ -114,13 +114,16 @@ class _Graph:
         self._count_uses()
 
     def write_back(self) -> None:
-        """The nodes in an order that can be run, without stale types."""
+        """The nodes in an order that can be run, without stale types and constants."""
         kept = [node for node in self._graph.node if not (node.output and node.output[0] in self.bypassed)]
         nodes = [one for node in kept for one in (node, *(n for name in node.output for n in self.behind.get(name, [])))]
         stale = self._retyped | self.bypassed
         infos = [one for one in self._graph.value_info if one.name not in stale]
+        used = {name for node in nodes for name in node.input}
+        initialisers = [one for one in self._graph.initializer if one.name in used]
         _replace(self._graph.node, nodes)
         _replace(self._graph.value_info, infos)
+        _replace(self._graph.initializer, initialisers)
 
     def _is_symmetric(self, node: onnx.NodeProto) -> bool:
         if len(node.input) < 3:
@@ -180,9 +183,9 @@ def _in_order(graph: _Graph, clip: onnx.NodeProto) -> bool:
     return low <= high  # False for what is no number
 
 
-def _limit(graph: _Graph, clip: onnx.NodeProto, index: int) -> np.float32:
+def _limit(graph: _Graph, clip: onnx.NodeProto, index: int) -> float:
     given = clip.input[index] if len(clip.input) > index else ""
-    return np.float32(graph.constants[given].reshape(-1)[0]) if given else np.float32(np.inf if index == 2 else -np.inf)
+    return graph.number(given) if given else (np.inf if index == 2 else -np.inf)
 
 
 def _level(graph: _Graph, quantize: onnx.NodeProto, clip: onnx.NodeProto, index: int, whole: int) -> int:
@@ -190,7 +193,8 @@ def _level(graph: _Graph, quantize: onnx.NodeProto, clip: onnx.NodeProto, index:
     limit = _limit(graph, clip, index)
     if np.isinf(limit):
         return whole if (limit > 0) == (whole > 0) else _LOW + _HIGH - whole
-    return int(np.clip(np.rint(limit / graph.scale(quantize)), _LOW, _HIGH))
+    level = np.rint(np.float32(limit) / np.float32(graph.number(quantize.input[1])))
+    return int(np.clip(level, _LOW, _HIGH))
 
 
 def _left(graph: onnx.GraphProto) -> Iterator[str]:
@@ -252,7 +256,9 @@ def _constants(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
     found: dict[str, npt.NDArray[Any]] = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            found |= {node.output[0]: numpy_helper.to_array(one.t) for one in node.attribute if one.name == "value"}
+            for one in node.attribute:
+                if one.name == "value":
+                    found[node.output[0]] = numpy_helper.to_array(one.t)
     return found
 
 

@@ -187,7 +187,7 @@ def _convolve(values: F32, weights: F32, attributes: dict[str, Any]) -> F32:
 def _write(folder: Path) -> None:
     meta: dict[str, Any] = {
         "name": "mobile-net", "revision": 1, "task": "classify", "taught_on": "photographs",
-        "input": {"tensor": "image", "size": [SIDE, SIDE], "channels": 3, "fit": "stretch", "mean": list(_MEAN), "std": list(_STD)},
+        "input": {"tensor": "image", "size": [SIDE, SIDE], "channels": 3, "fit": "stretch", "mean": _MEAN, "std": _STD},
         "output": {"tensor": "scores", "activation": "softmax"},
         "classes": list(CLASSES), "good": ["good"], "thresholds": {"review_at": 0.35, "fail_at": 0.5},
     }  # fmt: skip
