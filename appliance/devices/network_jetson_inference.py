@@ -240,7 +240,8 @@ class JetsonInferenceNetwork:
         self._net.Process(image)
         mask = self._kept("classes", self._net.GetGridWidth(), self._net.GetGridHeight())
         self._net.Mask(mask)
-        return nothing, _bytes_of(mask).reshape(mask.height, mask.width).copy(), None
+        cells = _bytes_of(mask).reshape(mask.height, mask.width).copy()  # close() frees the mask under a view
+        return nothing, cells, None
 
     def _classified(self, image: Any) -> F32:
         """Float32 (classes,), 0..1. The list comes sorted by score, without what is not a number."""
