@@ -20,7 +20,9 @@ import pytest
 from appliance.devices import camera_jetson
 from appliance.devices.camera_jetson import JetsonCamera, why_missing
 from appliance.devices.memory_plain import PlainMemory
+from appliance.inspect.daemon import CameraThread
 from appliance.ports import CameraLost, Frame
+from tests.contracts.rigs import until
 from tests.fakes import fake_jetson_utils
 from tests.fakes.fake_jetson_utils import FREED, UNCONVERTED, Crashed, World
 
@@ -121,6 +123,33 @@ def test_it_can_be_opened_again_after_each_loss_and_counts_on(world: World, came
         camera.open(PlainMemory())
     assert (camera.statistics()["opened"], camera.statistics()["lost"]) == (4, 3)
     assert world.sources_alive == 1
+
+
+def test_the_camera_thread_of_inspectd_gets_it_back_while_the_judge_holds_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(real=True)
+    monkeypatch.setitem(sys.modules, "jetson_utils", world.utils())
+    sensor, got = world.sensor(CSI), []
+    thread = CameraThread(camera_of(world), PlainMemory(), lambda name, one: got.append(one))
+    thread.start()
+
+    def more() -> bool:
+        sensor.show(scene(len(got) % 200))
+        return sum(isinstance(one, Frame) for one in got) > wanted
+
+    wanted = 5
+    until(more)
+    sensor.end()
+    until(lambda: any(isinstance(one, CameraLost) for one in got))
+    for one in got:
+        if isinstance(one, Frame):
+            one.release()
+    sensor.ended = False
+    wanted = sum(isinstance(one, Frame) for one in got)
+    until(more)
+    thread.stopping.set()
+    thread.join(10)
+    frames = [one for one in got if isinstance(one, Frame)]
+    assert not thread.is_alive() and [one.sequence for one in frames] == sorted({one.sequence for one in frames})
 
 
 def test_a_camera_that_is_not_there_is_lost_in_words(world: World, utils: Any) -> None:
