@@ -216,7 +216,10 @@ class JetsonCamera:
 
     def _advice(self) -> str:
         if self._csi:
-            return "check the ribbon cable and the sensor's number; if it stays: systemctl restart nvargus-daemon"
+            return (
+                f"check the ribbon cable, the sensor's number and that it has a mode of {self._size[0]} x {self._size[1]} at"
+                f" {self._fps:g} fps; if it stays: systemctl restart nvargus-daemon"
+            )
         return "check the address, the network and the sender"
 
     def _bury(self) -> None:

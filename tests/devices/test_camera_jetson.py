@@ -376,8 +376,7 @@ def test_trap_5_a_release_from_another_thread_lets_a_waiting_camera_go_on(world:
     held = shown(world, camera, 1)
     world.sensors[CSI].show(scene(2))
     threading.Timer(0.01, held.release).start()
-    begun = camera._ring
-    assert begun is not None and begun.wait_for_room(10.0)
+    assert camera._ring is not None and camera._ring.wait_for_room(10.0)
 
 
 def test_trap_5_a_frame_held_over_a_loss_stays_readable_until_it_is_released(world: World, camera: JetsonCamera) -> None:
