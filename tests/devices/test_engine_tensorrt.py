@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from appliance.devices import engine_tensorrt
+from appliance.devices.cuda import Cuda
 from appliance.devices.engine_tensorrt import BuildOptions, Built, Layers, TensorRtEngine, build, flags_for, int8_layers
 from appliance.model.graph import float_model
 from appliance.model.half_graph import half
 from appliance.ports import EngineError
-from tests.fakes import fake_tensorrt, fake_tensorrt_graph
+from tests.fakes import fake_pycuda, fake_tensorrt, fake_tensorrt_graph
+from tests.fakes.fake_libcuda import Gpu
 from tests.fakes.fake_tensorrt import VERSIONS, ProcessCrashed, hooks, installed
+from tests.fakes.fake_tensorrt_gpu import on_gpu
 from tests.model import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -681,6 +685,111 @@ def test_a_graph_goes_on_with_the_address_of_its_capture_so_ours_cannot_change(t
     engine.enqueue(STREAM)
     with pytest.raises(EngineError, match="bind every tensor before the first run"):
         engine.bind("scores", arrays["scores"].ctypes.data)
+
+
+# --- on the stand-in of the GPU -----------------------------------------------------------------------
+
+
+class OnGpu:
+    """An engine of the shipped bundle bound to memory of the one GPU."""
+
+    def __init__(self, cuda: Cuda, model: onnx.ModelProto) -> None:
+        self.cuda = cuda
+        self.engine = TensorRtEngine(built(model).plan, "the engine", cuda.facts.capability, lambda: cuda)
+        shapes = {**self.engine.inputs, **self.engine.outputs}
+        self.memory = {name: cuda.allocate(4 * int(np.prod(shape))) for name, shape in shapes.items()}
+        self.answer = np.zeros(self.engine.outputs["scores"], np.float32)
+
+    def bind(self) -> None:
+        for name, memory in self.memory.items():
+            self.engine.bind(name, memory.address)
+
+    def send(self, given: np.ndarray) -> None:
+        self.cuda.send(self.memory["image"].address, np.ascontiguousarray(given, np.float32))
+
+    def fetch(self) -> np.ndarray:
+        self.cuda.fetch(self.answer, self.memory["scores"].address)
+        self.cuda.finish()
+        return self.answer
+
+    def free(self) -> None:
+        self.engine.close()
+        for memory in self.memory.values():
+            memory.free()
+
+
+@contextmanager
+def one_gpu() -> Iterator[tuple[Gpu, Cuda]]:
+    gpu = Gpu()
+    with fake_pycuda.installed(gpu), on_gpu(gpu):
+        cuda = Cuda.open(gpu.library, gpu.library)
+        try:
+            yield gpu, cuda
+        finally:
+            gpu.fault = 0  # a GPU that is lost frees nothing
+            cuda.close()
+
+
+def test_on_the_gpu_plain_and_graph_answer_the_golden_inputs_alike(trt: Any) -> None:
+    model = MODELS["shipped"]()
+    with one_gpu() as (gpu, cuda):
+        rig = OnGpu(cuda, model)
+        rig.bind()
+        golden = np.load(SHIPPED / "golden.npz")["input"][:3]
+        plain = []
+        for given in golden:
+            rig.send(given[None])
+            rig.engine.enqueue(cuda.stream)
+            plain.append(rig.fetch().copy())
+        graph = cuda.capture(lambda: rig.engine.enqueue(cuda.stream))
+        allocations = gpu.allocations
+        for given, expected in zip(golden, plain):
+            np.testing.assert_allclose(expected, reference(model.SerializeToString(), given[None]), rtol=1e-4, atol=1e-4)
+            rig.send(given[None])
+            graph.launch()
+            np.testing.assert_array_equal(rig.fetch(), expected)
+        assert gpu.allocations == allocations, "nothing is allocated in the loop"
+        graph.free()
+        rig.free()
+        assert gpu.live() == 0
+
+
+def test_on_the_gpu_a_capture_before_the_plain_run_is_lost(trt: Any) -> None:
+    with one_gpu() as (_, cuda):
+        rig = OnGpu(cuda, tiny.classifier())
+        rig.bind()
+        with pytest.raises(EngineError):
+            cuda.capture(lambda: rig.engine.enqueue(cuda.stream))
+        rig.send(np.full((1, 1, 32, 32), 0.25))  # the plain path goes on
+        rig.engine.enqueue(cuda.stream)
+        assert rig.fetch().any()
+        rig.free()
+
+
+def test_on_the_gpu_memory_freed_under_the_engine_loses_the_gpu(trt: Any) -> None:
+    with one_gpu() as (gpu, cuda):
+        rig = OnGpu(cuda, tiny.classifier())
+        rig.bind()
+        rig.memory.pop("scores").free()
+        rig.engine.enqueue(cuda.stream)
+        with pytest.raises(EngineError, match="the GPU failed"):
+            cuda.finish()
+        gpu.fault = 0
+        rig.free()
+
+
+def test_on_the_gpu_another_context_runs_nothing(trt: Any) -> None:
+    with one_gpu() as (gpu, cuda):
+        rig = OnGpu(cuda, tiny.classifier())
+        rig.bind()
+        import pycuda.autoinit  # type: ignore[import-not-found]  # trap 10: a second context, current now
+
+        with pytest.raises(EngineError, match="the engine failed: Error Code 1: Cuda Runtime"):
+            rig.engine.enqueue(cuda.stream)
+        pycuda.autoinit.context.pop()
+        rig.engine.enqueue(cuda.stream)
+        rig.fetch()
+        rig.free()
 
 
 # --- no driver, and what ends a process ---------------------------------------------------------------

@@ -4,11 +4,15 @@
         engine_tensorrt.build(...)
 
 An engine runs its ONNX on onnxruntime, at the addresses it was given (host memory). What a real one does with CUDA comes in
-through four functions of this module, replaced for a while by ``hooks``; their defaults are a GPU that works at once:
+through five functions of this module, replaced for a while by ``hooks``; their defaults are a GPU that works at once:
 
 - ``on_stream(handle, work)``: put ``work()`` on a stream; it may be called later, and again (a graph that is launched).
-- ``is_capturing(handle)``: whether that stream is being captured. ``on_synchronise()``: the device is synchronised.
+- ``is_capturing(handle)``: whether that stream is being captured.
+- ``on_allocate()``, before an engine's first run, and ``on_synchronise()``, before a run on the default stream.
 - ``on_address(address, nbytes)``: raises where that is not live device memory. Asked when work runs.
+
+The first four raise CudaRefused where CUDA refuses; TensorRT logs that and gives False. ``fake_tensorrt_gpu.on_gpu`` joins all
+five to the stand-in of libcuda.
 
 What would end the process raises ProcessCrashed (no ``Exception``: nobody catches a segmentation fault), after ``on_crash``.
 Names: trt_names.json, read from the real bindings by fake_tensorrt_names.py."""
@@ -45,6 +49,10 @@ class ProcessCrashed(BaseException):
     """The real one would have ended the process here."""
 
 
+class CudaRefused(Exception):
+    """A call into CUDA that fails."""
+
+
 def on_stream(handle: int, work: Callable[[], None]) -> None:
     """Put ``work`` on a stream."""
     work()
@@ -53,6 +61,10 @@ def on_stream(handle: int, work: Callable[[], None]) -> None:
 def is_capturing(handle: int) -> bool:
     """Whether a graph is being captured on that stream; 0: on any."""
     return False
+
+
+def on_allocate() -> None:
+    """Device memory is allocated."""
 
 
 def on_synchronise() -> None:
@@ -686,22 +698,27 @@ class IExecutionContext(_Bound):
         if self._engine._runtime() is None:
             crash("an engine runs whose runtime was freed")
         unbound = [name for name in self._engine._io if not self._addresses.get(name)]
-        problem = ""
         if unbound:
-            problem = f"Error Code 3: API Usage Error (address is not set for tensor {unbound[0]})"
-        elif is_capturing(handle) and (handle == 0 or not self._warm):
-            # The first run allocates, the default stream synchronises; a capture allows neither.
-            problem = "Error Code 1: Cuda Runtime (operation not permitted when stream is capturing)"
-        if problem:
-            self._world.log("ERROR", problem)
+            self._world.log("ERROR", f"Error Code 3: API Usage Error (address is not set for tensor {unbound[0]})")
             return False
+        try:
+            self._put(handle, is_capturing(handle))
+        except CudaRefused as why:
+            self._world.log("ERROR", f"Error Code 1: Cuda Runtime ({why})")
+            return False
+        return True
+
+    def _put(self, handle: int, capturing: bool) -> None:
+        if not self._warm:
+            on_allocate()
         if handle == 0:
             self._world.log("WARNING", "Using default stream in enqueueV3() may lead to performance issues")
             on_synchronise()
-        self._warm = True
+        if capturing and (handle == 0 or not self._warm):  # whatever the hooks say
+            raise CudaRefused("operation not permitted when stream is capturing")
         addresses = dict(self._addresses)  # a graph goes on with these, whatever is bound later
         on_stream(handle, lambda: self._run(addresses))
-        return True
+        self._warm = True
 
     def _run(self, addresses: dict[str, int]) -> None:
         engine = self._engine
