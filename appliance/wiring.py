@@ -17,12 +17,13 @@ from appliance.reject.daemon import RejectBuild
 from appliance.reject.plan import AlarmPlan, EncoderPlan, GatePlan, Plan, Window
 
 if TYPE_CHECKING:
-    from appliance.inspect.daemon import InspectBuild
-    from appliance.inspect.golden_watch import GoldenWatch
-    from appliance.inspect.inspector import Look, RecipePlan
+    from appliance.inspect.daemon import InspectBuild, Loaded
+    from appliance.inspect.inspector import Look
     from appliance.inspect.matching import Matcher
+    from appliance.inspect.stamps import StampProof
     from appliance.ports import Camera
     from appliance.report.daemon import ReportBuild
+    from appliance.wiring_machine import Machine, Progress
 
 _MS = 1_000_000
 _CONTACTS = ("clear", "air_ok", "bin_full", "gate_home", "running")
@@ -179,7 +180,6 @@ def _input(name: str, address: Address, paths: Paths, clock: Clock) -> Input:
 
 def inspect_build(station: Station, paths: Paths, clock: Clock) -> InspectBuild:
     """All that inspectd needs."""
-    from appliance.devices.memory_plain import PlainMemory
     from appliance.inspect.daemon import InspectBuild
 
     looks = station.recipe.inspect
@@ -189,23 +189,26 @@ def inspect_build(station: Station, paths: Paths, clock: Clock) -> InspectBuild:
         load=partial(load_recipe, station, paths.data),
         cameras={name: _camera(name, camera, station, paths, clock) for name, camera in used.items()},
         matchers={name: matcher_of(station, name) for name in used},
-        memory=PlainMemory(),
+        stamps={name: stamp_proof_of(station, name) for name in used},
         slot_bytes=max(camera.size[0] * camera.size[1] * 3 for camera in used.values()),
         image_quota_bytes=round(station.storage.images.quota_gb * 1e9),
         frame_trigger=frame_trigger,
     )
 
 
-def load_recipe(station: Station, data_dir: Path | None) -> tuple[RecipePlan, list[GoldenWatch]]:
-    """The active recipe's engines, warm, golden vectors replayed. Raises BundleError, GoldenError."""
+def load_recipe(station: Station, data_dir: Path | None, progress: Progress) -> Loaded:
+    """The active recipe's engines, warm, golden vectors replayed. Raises BundleError, GoldenError, EngineError."""
     import hashlib
 
+    from appliance.inspect.daemon import Loaded
     from appliance.inspect.golden_watch import GoldenWatch
     from appliance.inspect.inspector import RecipePlan
+    from appliance.wiring_machine import machine_of
 
+    machine = machine_of(station.engine, data_dir)
     looks, watches = [], []
     for number in range(len(station.recipe.inspect)):
-        look, golden = look_of(station, number, data_dir)
+        look, golden = look_of(station, number, data_dir, machine, progress)
         looks.append(look)
         watches.append(GoldenWatch(look.network, look.bundle, golden, station.golden_every_h))  # type: ignore[arg-type]
     images = station.storage.images
@@ -214,26 +217,27 @@ def load_recipe(station: Station, data_dir: Path | None) -> tuple[RecipePlan, li
     plan = RecipePlan(
         station.active, station.recipe.number, digest, tuple(looks), frozenset(images.keep), images.passes_every
     )
-    return plan, watches
+    return Loaded(plan, watches, machine.memory)
 
 
-def look_of(station: Station, number: int, data_dir: Path | None) -> tuple[Look, Any]:
-    """One look of the active recipe and its golden vectors. Raises BundleError, GoldenError."""
+def look_of(
+    station: Station, number: int, data_dir: Path | None, machine: Machine, progress: Progress
+) -> tuple[Look, Any]:  # fmt: skip
+    """One look of the active recipe and its golden vectors. Raises BundleError, GoldenError, EngineError."""
     from appliance.inspect.image_health import HealthLimits
     from appliance.inspect.inspector import Look
     from appliance.inspect.judge import limits_of
     from appliance.model.bundle import BundleError, load_bundle
     from appliance.model.golden import replay_all
-    from appliance.wiring_models import cpu_network
 
     given = station.recipe.inspect[number]
     folder = find_bundle(given.bundle, Path(station.file), data_dir)
     if folder is None:
         raise BundleError(f"no bundle {given.bundle}; see `appliance check`")
     bundle = load_bundle(folder)
-    network = cpu_network(bundle)
-    golden = replay_all(network, bundle)
     camera = station.cameras[given.camera]
+    network = machine.network(bundle, camera.white_balance, progress)
+    golden = replay_all(network, bundle)
     health = station.recipe.image_health
     limits = limits_of(
         bundle, given.review_at, given.fail_at, {name: (one.fail_at, one.min_area_px) for name, one in given.classes.items()}
@@ -254,10 +258,20 @@ def matcher_of(station: Station, name: str) -> Matcher:
     speed_mm_s = station.transport.speed_mm_s or station.transport.max_speed_mm_s
     travel_ns = round(camera.at_mm / speed_mm_s * 1e9)
     if station.trigger.input.scheme == "frame":
-        return Matcher(0, 1, _READOUT_ALLOWANCE_NS, wait_for_second=False)
+        return Matcher(0, 1, _READOUT_ALLOWANCE_NS, wait_for_second=False, most_waiting=2)
     shortest_ns = station.trigger.min_pitch_mm / speed_mm_s * 1e9
     match_ns = shortest_ns / 4 if camera.match_ms == "auto" else float(camera.match_ms) * _MS
     return Matcher(travel_ns + round(camera.offset_ms * _MS), round(match_ns), _READOUT_ALLOWANCE_NS)
+
+
+def stamp_proof_of(station: Station, name: str) -> StampProof:
+    """How one camera's stamps are proved."""
+    from appliance.inspect.stamps import StampProof
+
+    camera = station.cameras[name]
+    speed_mm_s = station.transport.speed_mm_s or station.transport.max_speed_mm_s
+    expected_ns = round(camera.offset_ms * _MS + camera.at_mm / speed_mm_s * 1e9)
+    return StampProof(round(1e9 / frame_rate(camera)), camera.trigger == "hardware", expected_ns)
 
 
 def _camera(name: str, camera: Any, station: Station, paths: Paths, clock: Clock) -> Camera:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -30,12 +30,22 @@ class Address:
 
 
 _GPIO = {"active": ("high", "low"), "bias": ("none", "pull-up", "pull-down"), "drive": ("push-pull", "open-drain")}
-CAMERA = {"v4l2": (), "csi": (), "gige": (), "rtsp": (), "folder": ("fps", "once"), "twin": ("photographs",)}
-LINE = {"gpio": tuple(_GPIO), "modbus": ("unit", "watchdog_ms"), "twin": ()}
+_FLIP = ("none", "rotate-180", "horizontal", "vertical", "clockwise", "counterclockwise")
+_WORDS = {
+    **{("gpio", key): words for key, words in _GPIO.items()},
+    ("csi", "flip"): _FLIP,
+    ("v4l2", "stamp"): ("start", "middle", "end"),
+}
+CAMERA: dict[str, tuple[str, ...] | None] = {
+    "v4l2": ("serial", "trigger", "stamp"), "csi": ("flip",), "gige": ("trigger", "packet_delay_us"), "rtsp": None,
+    "folder": ("fps", "once"), "twin": ("photographs",),
+}  # fmt: skip
+LINE: dict[str, tuple[str, ...] | None] = {"gpio": tuple(_GPIO), "modbus": ("unit", "watchdog_ms"), "twin": ()}
 
 
-def parse(text: Any, role: str, schemes: dict[str, tuple[str, ...]]) -> Address:
-    """Raises ValueError: what is wrong; what to write instead."""
+def parse(text: Any, role: str, schemes: Mapping[str, tuple[str, ...] | None]) -> Address:
+    """``schemes``: the options of each (None: those of the far side, whatever they are). Raises ValueError: what is
+    wrong; what to write instead."""
     forms = ", ".join(f"{scheme}://…" for scheme in schemes)
     if not isinstance(text, str) or "://" not in text:
         raise ValueError(f"{text!r} is no address of a {role}; write one of {forms}")
@@ -45,12 +55,13 @@ def parse(text: Any, role: str, schemes: dict[str, tuple[str, ...]]) -> Address:
     if not (parts.netloc + parts.path).strip("/"):
         raise ValueError(f"{text} names nothing behind {parts.scheme}://; write for example {parts.scheme}://NAME")
     query = tuple(parse_qsl(parts.query, keep_blank_values=True))
-    for key, value in query:
-        if key not in schemes[parts.scheme]:
-            allowed = ", ".join(schemes[parts.scheme]) or "none"
-            raise ValueError(f"{parts.scheme}:// has no option {key}; allowed: {allowed}")
-        if parts.scheme == "gpio" and value not in _GPIO[key]:
-            raise ValueError(f"{key}={value} is not known; write one of {', '.join(_GPIO[key])}")
+    options = schemes[parts.scheme]
+    for key, value in query if options is not None else ():
+        if key not in (options or ()):
+            raise ValueError(f"{parts.scheme}:// has no option {key}; allowed: {', '.join(options or ()) or 'none'}")
+        words = _WORDS.get((parts.scheme, key))
+        if words and value not in words:
+            raise ValueError(f"{key}={value} is not known; write one of {', '.join(words)}")
     path = parts.path if parts.scheme in ("v4l2", "folder") else parts.path.rstrip("/")
     return Address(parts.scheme, parts.netloc, path, query, text)
 

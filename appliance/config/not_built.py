@@ -28,11 +28,10 @@ def not_built(station: Station) -> list[tuple[tuple[Any, ...], str, str]]:
             found.append((path, "not built yet", instead))
 
     for name, camera in station.cameras.items():
-        built = camera.source.scheme in ("folder", "twin")
-        refuse(not built, "cameras", name, "source", instead="write folder:///path or twin://NAME, or rehearse this file")
         refuse(camera.strobe, "cameras", name, "strobe")
-        for setting in ("white_balance", "exposure_us", "gain"):  # neither a folder nor the twin has a sensor to set
-            refuse(_changed(camera, setting), "cameras", name, setting)
+        if camera.source.scheme in ("folder", "twin"):  # neither has a sensor to set
+            for setting in ("exposure_us", "gain"):
+                refuse(_changed(camera, setting), "cameras", name, setting)
     refuse(station.trigger.input.scheme == "modbus", "trigger", "input", instead="write gpio://LINE, twin://NAME or frame")
     for setting in ("keep_days", "quota_gb"):  # nothing is pruned yet
         refuse(_changed(station.storage.ledger, setting), "storage", "ledger", setting)

@@ -286,6 +286,9 @@ class Station(Section):
     modbus: Optional[Modbus] = None
     storage: Storage = Storage()
     golden_every_h: float = Field(1, gt=0, le=1000)
+    engine: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="what judges: cuda = TensorRT on the GPU, cpu = this computer; auto = cuda on a Jetson, else cpu"
+    )
     signature: Literal["off", "warn", "require"] = "warn"
 
     _file: str = PrivateAttr("")

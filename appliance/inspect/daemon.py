@@ -15,10 +15,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from appliance.inspect.archive import Archive
 from appliance.inspect.golden_watch import GoldenWatch
 from appliance.inspect.inspector import Inspector, RecipePlan
 from appliance.inspect.matching import Matcher
+from appliance.inspect.stamps import StampProof
 from appliance.link import SocketLink, connect
 from appliance.messages import Ack, Event, FrameSeen, Health, Heard, Hello, InspectState, Message, Stored, Trigger, Verdict
 from appliance.model.bundle import BundleError
@@ -30,17 +33,31 @@ log = logging.getLogger("appliance.inspect")
 
 RETRY_NS = 100_000_000
 HEALTH_NS = 5_000_000_000
+PROGRESS_NS = 500_000_000
 _MOST_WAITING = 10_000  # details and events kept for a reportd that is away; what goes beyond is counted
+
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The active recipe ready to judge. ``memory``: where its networks want the cameras' frames."""
+
+    recipe: RecipePlan
+    watches: list[GoldenWatch]
+    memory: FrameMemory
 
 
 @dataclass(frozen=True)
 class InspectBuild:
-    """What wiring hands over. ``load`` builds engines and replays golden vectors; may take long, may refuse."""
+    """What wiring hands over. ``load`` opens the GPU (in this thread, which owns it from then on), builds engines and
+    replays golden vectors; it may take minutes, tells what it does and how far it is (0..1), and may refuse."""
 
-    load: Callable[[], tuple[RecipePlan, list[GoldenWatch]]]
+    load: Callable[[Progress], Loaded]
     cameras: dict[str, Camera]
     matchers: dict[str, Matcher]
-    memory: FrameMemory
+    stamps: dict[str, StampProof]
     slot_bytes: int
     image_quota_bytes: int
     frame_trigger: str | None
@@ -81,7 +98,7 @@ class Inspectd:
         self._stored: queue.SimpleQueue[Stored] = queue.SimpleQueue()
         self._reject: SocketLink | None = None
         self._report: SocketLink | None = None
-        self._retry_ns = self._health_ns = 0
+        self._retry_ns = self._health_ns = self._progress_ns = 0
         self._verdicts: dict[int, Verdict] = {}
         self._to_reject: deque[Message] = deque()
         self._to_report: deque[Message] = deque()
@@ -91,6 +108,7 @@ class Inspectd:
         self._inspector: Inspector | None = None
         self._watches: list[GoldenWatch] = []
         self._lost_cameras: set[str] = set()
+        self._staged: dict[str, int] = {}
         self._threads: list[CameraThread] = []
         self.stopping = False
         self.lost_messages = 0
@@ -103,22 +121,37 @@ class Inspectd:
         self._connect(self._clock.now_ns())
         self._send()
         try:
-            recipe, self._watches = self._build.load()
+            loaded = self._build.load(self._building)
         except (BundleError, GoldenError, EngineError) as why:
             log.error("%s", why)
             self._tell_state("fault", str(why)[:240])
             self._event("model_refused", {"why": str(why)[:240]})
             return
+        recipe, self._watches = loaded.recipe, loaded.watches
         self._inspector = Inspector(recipe, self._build.matchers, self._archive, self._clock)
+        self._inspector.verdict_ready = self._verdict_ready
         models = {look.camera: look.network.identity for look in recipe.looks}
         self._state = InspectState("starting", "opening cameras", 1.0, recipe.name, recipe.number, recipe.digest, models)
         for camera in self._build.cameras.values():
-            thread = CameraThread(camera, self._build.memory, self._frame_came)
+            thread = CameraThread(camera, loaded.memory, self._frame_came)
             thread.start()
             self._threads.append(thread)
         self._tell_state("ready", "")
         gc.collect()
         gc.freeze()
+
+    def _building(self, what: str, share: float) -> None:
+        """An engine is being built: say so; rejectd holds the gate meanwhile. Raises EngineError to end the building."""
+        if self.stopping:
+            raise EngineError("stopped while an engine was being built; it is built anew at the next start")
+        now_ns = self._clock.now_ns()
+        if now_ns < self._progress_ns:
+            return
+        self._progress_ns = now_ns + PROGRESS_NS
+        self._state = msgspec.structs.replace(self._state, progress=round(share, 3))
+        self._tell_state("building", what[:240])
+        self._connect(now_ns)
+        self._send()
 
     def run(self) -> None:
         """Until ``stopping``: wait, read, look, send."""
@@ -203,6 +236,8 @@ class Inspectd:
 
     def _hear(self, message: Message) -> None:
         if isinstance(message, Trigger) and self._inspector:
+            for proof in self._build.stamps.values():
+                proof.on_trigger(message.time_ns)
             self._inspector.on_trigger(message)
         elif isinstance(message, Heard):
             self._verdicts.pop(message.part, None)
@@ -223,6 +258,10 @@ class Inspectd:
             if self._inspector is None or camera not in self._inspector.matchers:
                 frame.release()
                 continue
+            frame = self._build.stamps[camera].place(frame)
+            if frame.clock != "monotonic":
+                frame.release()  # nobody knows when it was exposed: it shows no part, and makes none
+                continue
             if camera == self._build.frame_trigger:
                 self._to_reject.append(FrameSeen(camera, frame.sequence, frame.time_ns))
             self._inspector.on_frame(camera, frame)
@@ -232,6 +271,7 @@ class Inspectd:
     def _camera_lost(self, camera: str, why: CameraLost) -> None:
         if self._inspector:
             self._inspector.matchers[camera].forget()
+        self._build.stamps[camera].forget()
         if camera not in self._lost_cameras:
             self._lost_cameras.add(camera)
             log.error("camera %s: %s", camera, why)
@@ -251,6 +291,11 @@ class Inspectd:
             self._to_reject.append(message)
         while inspector.to_report:
             self._queue_report(inspector.to_report.popleft())
+
+    def _verdict_ready(self) -> None:
+        assert self._inspector
+        self._collect(self._inspector)
+        self._send()
 
     def _queue_report(self, message: Message) -> None:
         if len(self._to_report) >= _MOST_WAITING:
@@ -272,9 +317,7 @@ class Inspectd:
 
     def _tell_state(self, state: str, reason: str) -> None:
         old = self._state
-        self._state = InspectState(
-            state, reason, old.progress, old.recipe, old.recipe_number, old.recipe_digest, old.models  # type: ignore[arg-type]
-        )
+        self._state = msgspec.structs.replace(old, state=state, reason=reason)
         self._to_reject.append(self._state)
         self._queue_report(self._state)
 
@@ -304,7 +347,10 @@ class Inspectd:
         if now_ns < self._health_ns:
             return
         self._health_ns = now_ns + HEALTH_NS
-        values: dict[str, object] = {name: camera.statistics() for name, camera in self._build.cameras.items()}
+        values: dict[str, object] = {
+            name: {**camera.statistics(), "stamps": self._build.stamps[name].health()}
+            for name, camera in self._build.cameras.items()
+        }
         if self._inspector:
             recent = sorted(self._inspector.latencies_ms)
             if len(recent) > 1:
@@ -313,9 +359,19 @@ class Inspectd:
             values["image_health"] = self._inspector.health_figures()
             values["counts"] = self._inspector.counts
         values["archive"] = self._archive.counts
-        values["frame_copies"] = sum(camera.frame_copies for camera in self._build.cameras.values())
+        values["frame_copies"] = self._copies_per_frame()
         values["lost_messages"] = self.lost_messages
         self._queue_report(Health("inspect", values))
+
+
+    def _copies_per_frame(self) -> int:
+        """Of the worst camera since the last look, between the kernel's buffer and the engine's input (law 9)."""
+        copies = {name: camera.frame_copies for name, camera in self._build.cameras.items()}
+        for look in self._inspector.looks if self._inspector else ():
+            staged = look.network.frame_copies
+            copies[look.camera] += staged > self._staged.get(look.camera, 0)
+            self._staged[look.camera] = staged
+        return max(copies.values(), default=0)
 
 
 def main(build: InspectBuild, paths: Paths, clock: Clock) -> int:

@@ -26,6 +26,7 @@ from appliance.twin.parts import KINDS, draw_part
 from appliance.twin.scene import render
 from appliance.twin.supply import Item, images, photographed
 from appliance.wiring import any_size, look_of
+from appliance.wiring_machine import machine_of
 
 GOOD, PER_KIND = 1200, 120
 _SEED = 770_001  # of the bank's images: no test and no training uses it
@@ -58,7 +59,8 @@ class Bank:
 
 def bank_of(station: Station, data_dir: Path | None, hard: bool, good: Path | None, bad: Path | None, out: TextIO) -> Bank:
     """The bank of the active recipe's first look. Raises BundleError, GoldenError, ValueError."""
-    look, _ = look_of(station, 0, data_dir)
+    machine = machine_of(station.engine, data_dir)
+    look, _ = look_of(station, 0, data_dir, machine, lambda what, share: None)
     identity = dict(look.network.identity)
     if good is None and look.bundle.taught_on != "twin":
         return _by_truth(hard, identity)
