@@ -7,6 +7,7 @@ mapping that is not numpy's. Both are named in this file only, and loaded when `
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from appliance.ports import EngineError, FrameBuffer, MemoryRefused
 
+log = logging.getLogger("appliance.gpu")
 U8 = npt.NDArray[np.uint8]
 Loader = Callable[[str], Any]
 """What opens a shared library by its name: ctypes.CDLL, ctypes.PyDLL, or a test's."""
@@ -490,8 +492,8 @@ class CudaMemory:
             codes = [self._library.cuMemHostUnregister(host) for host in registered]
             for one in ours:
                 one.free()
-            for code in codes:
-                self._accepted(code)
+        for code in filter(None, codes):
+            log.warning("a camera's mapping stays registered with the GPU: %s", self._library.words(code))
 
     def _accepted(self, code: int) -> None:
         if code:

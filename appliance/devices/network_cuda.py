@@ -18,7 +18,7 @@ import numpy.typing as npt
 from appliance.clock import now_ns
 from appliance.ports import DeviceEngine, EngineError, Findings, Frame, MemoryRefused
 
-log = logging.getLogger("appliance.inspect")
+log = logging.getLogger("appliance.gpu")
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
 Shape = tuple[int, int]  # blocks, threads of each
@@ -395,10 +395,7 @@ class CudaNetwork:
         places = _Places()
         tables: tuple[npt.NDArray[Any], ...] = (plan.rows, plan.row_shares, plan.columns, plan.column_shares)
         halved, *starts = places.add(plan.halved_bytes), *(places.add(table.nbytes) for table in tables)
-        memory = self._device(places.end)
-        for table, at in zip(tables, starts):
-            self._gpu.send(memory.address + at, np.ascontiguousarray(table))
-        self._gpu.finish()
+        memory = self._filled(places.end, dict(zip(starts, tables)))
         struct, cores = bytes(plan.struct), self._gpu.facts.multiprocessors
         by_value = f"{len(struct)}s"
         gather = self._kernel(f"gather_{plan.gather}", ["P", by_value, "P", "P"])
@@ -444,6 +441,18 @@ class CudaNetwork:
         made = self._gpu.allocate(nbytes)
         self._held.append(made)
         return made
+
+    def _filled(self, nbytes: int, tables: dict[int, npt.NDArray[Any]]) -> DeviceMemory:
+        memory = self._device(nbytes)
+        try:
+            for at, table in tables.items():
+                self._gpu.send(memory.address + at, np.ascontiguousarray(table))
+            self._gpu.finish()
+        except EngineError:
+            self._held.remove(memory)
+            memory.free()
+            raise
+        return memory
 
     def _mapped(self, nbytes: int) -> MappedMemory:
         made = self._gpu.allocate_mapped(nbytes)

@@ -11,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import struct
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -100,8 +101,6 @@ def driver_module(gpu: Gpu) -> ModuleType:
     pushed: dict[int, list[Any]] = {}  # PyCUDA's own stack, one a thread
 
     def stack() -> list[Any]:
-        import threading
-
         return pushed.setdefault(threading.get_ident(), [])
 
     def dependent() -> Any:
@@ -110,10 +109,16 @@ def driver_module(gpu: Gpu) -> ModuleType:
             raise LogicError("explicit_context_dependent failed: invalid device context - no currently active context?")
         return stack()[-1]
 
-    def activated(context: Any) -> None:
-        """Freeing in a thread that has not pushed it: PyCUDA only warns, and leaks."""
-        if not stack() or stack()[-1] is not context:
+    @contextmanager
+    def freeing(context: Any) -> Iterator[None]:
+        """PyCUDA pushes an object's context to free it, but only in the thread that made the context."""
+        if (not stack() or stack()[-1] is not context) and context._thread != threading.get_ident():
             raise AssertionError("freed in a thread without its context: the real PyCUDA warns and leaks it")
+        try:
+            yield
+        except Refused as why:
+            if not gpu.fault:  # of a lost GPU the real one prints a warning and goes on
+                raise AssertionError(f"a clean-up operation failed: {why}") from why
 
     def init(flags: int = 0) -> None:
         gpu.started = True
@@ -126,7 +131,7 @@ def driver_module(gpu: Gpu) -> ModuleType:
 
     class Context:
         def __init__(self, raw: fake_libcuda.Context) -> None:
-            self._raw, self._is_valid = raw, True
+            self._raw, self._is_valid, self._thread = raw, True, threading.get_ident()
 
         @property
         def handle(self) -> int:
@@ -273,8 +278,7 @@ def driver_module(gpu: Gpu) -> ModuleType:
 
         def free(self) -> None:
             self._once("device_allocation::free")
-            activated(self._ward)
-            with _translated():
+            with freeing(self._ward):
                 gpu.mem_free(self._address)
 
     def mem_alloc(nbytes: int) -> DeviceAllocation:
@@ -300,8 +304,7 @@ def driver_module(gpu: Gpu) -> ModuleType:
 
         def free(self) -> None:
             self._once("pagelocked_host_allocation::free")
-            activated(self._ward)
-            with _translated():
+            with freeing(self._ward):
                 gpu.host_free(self._address)
 
     def pagelocked_empty(shape: Any, dtype: Any, order: str = "C", mem_flags: int = 0) -> Any:
