@@ -33,9 +33,21 @@ _LEAST_TURNS, _MOST_TURNS, _TRIAL_NS = 5, 40, 400_000_000
 
 def cpu_network(bundle: Bundle, white_balance: Gains = NO_GAINS) -> CpuNetwork:
     """The bundle on this computer's CPU, for one camera. Raises BundleError in words."""
-    width, height = bundle.input.size
     try:
         engine, why = cpu_engine(bundle.onnx.read_bytes(), str(bundle.onnx))
+    except OSError as why_not:
+        raise BundleError(f"{bundle.onnx}: cannot be read ({why_not.strerror}); copy the bundle anew") from why_not
+    except EngineError as why_not:
+        raise BundleError(str(why_not)) from why_not
+    network = network_on(bundle, engine, why, white_balance)
+    log.info("%s runs on %s: %s", bundle.name, engine.version, why)
+    return network
+
+
+def network_on(bundle: Bundle, engine: InferenceEngine, why: str, white_balance: Gains = NO_GAINS) -> CpuNetwork:
+    """The bundle on an engine that is ready. Raises BundleError when the engine's tensors are not model.yaml's."""
+    width, height = bundle.input.size
+    try:
         network = CpuNetwork(
             engine=engine,
             why=why,
@@ -47,12 +59,9 @@ def cpu_network(bundle: Bundle, white_balance: Gains = NO_GAINS) -> CpuNetwork:
             prepare=FastPreprocess(bundle.input, white_balance, _beside()),
             decode=partial(decode, bundle=bundle),
         )
-    except OSError as why_not:
-        raise BundleError(f"{bundle.onnx}: cannot be read ({why_not.strerror}); copy the bundle anew") from why_not
     except EngineError as why_not:
         raise BundleError(str(why_not)) from why_not
     _check_outputs(network, bundle)
-    log.info("%s runs on %s: %s", bundle.name, engine.version, why)
     return network
 
 

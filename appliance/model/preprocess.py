@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ I64 = npt.NDArray[np.int64]
 Gains = tuple[float, float, float]
 T = TypeVar("T")
 PAD = 114.0
+_BAND_ROWS = 128  # of the statistics: few enough to hand over, small enough that nobody waits long for one
 NO_GAINS: Gains = (1.0, 1.0, 1.0)
 _GREYS = np.arange(256, dtype=np.int64)
 _LUMA = (9798, 19235, 3735)  # BT.601 in 1/32768, the integers of cv2.COLOR_RGB2GRAY
@@ -38,8 +39,7 @@ class Prepared:
     """``tensor`` float32 (C, H, W). Of the ROI as delivered (luma for colour): ``histogram`` int64 (256,) of the upper
     eight bits, ``total`` the 64-bit sum of its words; ``laplacian_variance`` of the last halved image, on 0..255.
 
-    The statistics may still be worked out beside the caller: asking for one waits for it, and until both ``histogram``
-    and ``laplacian_variance`` were asked for the frame is still read."""
+    The statistics may be worked out beside the caller; asking for one makes it sure. Ask while the frame is yours."""
 
     tensor: F32
     counted: Callable[[], tuple[I64, int]]
@@ -59,8 +59,7 @@ class Prepared:
 
 
 class Beside(Protocol):
-    """Takes work that the tensor does not wait for; what it gives back waits for the result, and may be asked again.
-    Works are done one after another, in order."""
+    """Takes work that the tensor does not wait for; what it gives back gives the result. The work may be done twice."""
 
     def __call__(self, work: Callable[[], T], /) -> Callable[[], T]: ...
 
@@ -76,7 +75,8 @@ class Steps(Protocol):
 
     def channels(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image: ...
     def balance(self, image: Image, gains: Gains) -> Image: ...
-    def luma(self, image: Image) -> Image: ...
+    def luma(self, image: Image, into: Image | None = None) -> Image: ...
+    def room(self, shape: tuple[int, int], kind: np.dtype[Any]) -> Image: ...
     def histogram(self, grey: Image) -> I64: ...
     def halve(self, image: Image) -> Image: ...
     def laplacian_variance(self, grey: Image) -> float: ...
@@ -94,8 +94,14 @@ class NumpySteps:
     def balance(self, image: Image, gains: Gains) -> Image:
         return balance(image, gains)
 
-    def luma(self, image: Image) -> Image:
-        return luma(image)
+    def luma(self, image: Image, into: Image | None = None) -> Image:
+        if into is None:
+            return luma(image)
+        into[...] = luma(image)
+        return into
+
+    def room(self, shape: tuple[int, int], kind: np.dtype[Any]) -> Image:
+        return np.empty(shape, kind)
 
     def histogram(self, grey: Image) -> I64:
         return histogram(grey)
@@ -134,9 +140,7 @@ def prepare(
         image = steps.channels(memory, size, pitch, pixel, box)
     if image.ndim == 3 and tuple(gains) != NO_GAINS:
         image = steps.balance(image, gains)
-    if spec.channels == 1:
-        image = steps.luma(image)
-    counted = beside(partial(_counted, steps, image))
+    image, counted = _count(image, spec.channels == 1, steps, beside)
     while _halves(image.shape, target):
         image = steps.halve(image)
     sharpness = beside(partial(_sharpness, steps, image))
@@ -146,8 +150,37 @@ def prepare(
     return Prepared(steps.normalise(letterbox(values, spec), spec), counted, sharpness)
 
 
-def _counted(steps: Steps, image: Image) -> tuple[I64, int]:
-    grey = steps.luma(image)
+def _count(image: Image, as_luma: bool, steps: Steps, beside: Beside) -> tuple[Image, Callable[[], tuple[I64, int]]]:
+    """The image, as luma if so wanted, and its statistics, band by band: each can be counted as soon as it is there."""
+    grey = steps.room((image.shape[0], image.shape[1]), image.dtype) if as_luma and image.ndim == 3 else None
+    parts = []
+    for top in range(0, image.shape[0], _BAND_ROWS):
+        band = image[top : top + _BAND_ROWS]
+        if grey is not None:
+            band = steps.luma(band, grey[top : top + _BAND_ROWS])
+        parts.append(beside(partial(_counted, steps, band)))
+    return (image if grey is None else grey), _Sum(parts)
+
+
+class _Sum:
+    """Histogram and total of all bands, asked for last one first: whoever works beside us begins at the other end."""
+
+    def __init__(self, parts: list[Callable[[], tuple[I64, int]]]) -> None:
+        self._parts = parts
+        self._sum: tuple[I64, int] | None = None
+
+    def __call__(self) -> tuple[I64, int]:
+        if self._sum is None:
+            counts, total = self._parts[-1]()
+            for part in self._parts[-2::-1]:
+                more, sum_of_more = part()
+                counts, total = counts + more, total + sum_of_more
+            self._sum, self._parts = (counts, total), []
+        return self._sum
+
+
+def _counted(steps: Steps, band: Image) -> tuple[I64, int]:
+    grey = steps.luma(band)
     counts = steps.histogram(grey)
     return counts, total_of(grey, counts)
 

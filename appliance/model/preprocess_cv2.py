@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import cv2
@@ -20,7 +21,7 @@ class CvSteps:
     """The costly steps by OpenCV, into buffers made at the first frame of a size and used again at the next."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
+        self._own = threading.local()  # the statistics may be worked out in another thread than the tensor
         self._blue_first = False  # of the frame in hand: turning every pixel round would cost a pass of its own
 
     def channels(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image:
@@ -37,11 +38,14 @@ class CvSteps:
         every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
         return cv2.LUT(image, preprocess.balance(every, gains))
 
-    def luma(self, image: Image) -> Image:
+    def luma(self, image: Image, into: Image | None = None) -> Image:
         if image.ndim == 2:
             return image
         code = cv2.COLOR_BGR2GRAY if self._blue_first else cv2.COLOR_RGB2GRAY
-        return cv2.cvtColor(image, code, dst=self._buffer("luma", image.shape[:2], image.dtype))
+        return cv2.cvtColor(image, code, dst=self._buffer("luma", image.shape[:2], image.dtype) if into is None else into)
+
+    def room(self, shape: tuple[int, int], kind: np.dtype[Any]) -> Image:
+        return self._buffer("grey", shape, kind)
 
     def histogram(self, grey: Image) -> I64:
         top = 65536 if grey.dtype == np.uint16 else 256
@@ -92,12 +96,13 @@ class CvSteps:
         return tensor
 
     def _buffer(self, role: str, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+        buffers: dict[tuple[Any, ...], npt.NDArray[Any]] = self._own.__dict__.setdefault("buffers", {})
         key = (role, shape, np.dtype(dtype))
-        found = self._buffers.get(key)
+        found = buffers.get(key)
         if found is None:
-            if len(self._buffers) >= _MOST_BUFFERS:
-                self._buffers.clear()
-            found = self._buffers[key] = np.empty(shape, dtype)
+            if len(buffers) >= _MOST_BUFFERS:
+                buffers.clear()
+            found = buffers[key] = np.empty(shape, dtype)
         return found
 
 
