@@ -289,17 +289,22 @@ class Cuda:
         self._capturing = True
         try:
             record()
-        finally:  # a capture that is not ended leaves the stream unusable
-            self._capturing = False
-            code = library.cuStreamEndCapture(self.stream, ctypes.byref(made))
-        library.check("ending a graph", code)
+        except BaseException:  # a capture that is not ended leaves the stream unusable
+            if not self._end_capture(made):
+                library.cuGraphDestroy(made)
+            raise
         executable = ctypes.c_void_p()
+        library.check("ending a graph", self._end_capture(made))
         try:
             code = library.cuGraphInstantiateWithFlags(ctypes.byref(executable), made, 0)
             library.check("making a graph ready", code)
         finally:
             library.cuGraphDestroy(made)
         return Graph(library, self._quick, executable.value or 0, self.stream)
+
+    def _end_capture(self, made: ctypes.c_void_p) -> int:
+        self._capturing = False
+        return int(self._library.cuStreamEndCapture(self.stream, ctypes.byref(made)))
 
     @property
     def capturing(self) -> bool:
