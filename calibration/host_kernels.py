@@ -11,7 +11,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parents[1] / "appliance" / "kernels"
 _HOST = "host.cpp"
 # No contraction: a product and a sum are rounded apart, as numpy does it.
-_FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC")
 _POINTER, _UNSIGNED = ctypes.c_void_p, ctypes.c_uint
 
 
@@ -19,12 +19,18 @@ class NoCompiler(Exception):
     """There is no C++ compiler on this machine."""
 
 
-def host_library(folder: Path, sources: Path = SOURCES) -> ctypes.CDLL:
-    """Make the library of ``sources`` in ``folder``, once per content, and load it. Raises NoCompiler."""
-    return load(build(folder, sources))
+def host_library(folder: Path, sources: Path = SOURCES, *, optimise: bool = True) -> ctypes.CDLL:
+    """Make the library of ``sources`` in ``folder``, once per content, and load it. Raises NoCompiler.
+
+    ``run_gather(name, blocks, frame, plan, halved, sums) -> int`` (1: no such kernel); ``run_sample(words, blocks, plan,
+    channels, halved, rows, row_shares, columns, column_shares, tensor, sums)``; ``run_reduce_map(blocks, map, count, low,
+    high, shares, extremes)``; ``take_bytes_read() -> int`` of frames since the last call; ``count_each_byte(times, start,
+    bytes)``: how often each byte of memory was read, into u8; ``set_threads(count, last_first)`` of each block;
+    ``sizes(which) -> int`` of Frame, Plan, Sums, Extremes. Names as bytes, pointers as an address or a ctypes pointer."""
+    return load(build(folder, sources, optimise=optimise))
 
 
-def build(folder: Path, sources: Path = SOURCES) -> Path:
+def build(folder: Path, sources: Path = SOURCES, *, optimise: bool = True) -> Path:
     """The library's file. Raises NoCompiler, and CalledProcessError when the compiler refuses the source."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -32,13 +38,14 @@ def build(folder: Path, sources: Path = SOURCES) -> Path:
     library = folder / f"kernels-{_digest(sources)}.so"
     if not library.is_file():
         made = library.with_suffix(".new")
-        subprocess.run([compiler, *_FLAGS, "-I", str(sources), str(sources / _HOST), "-o", str(made)], check=True)
+        flags = [*_FLAGS, "-O2" if optimise else "-O0", "-I", str(sources)]
+        subprocess.run([compiler, *flags, str(sources / _HOST), "-o", str(made)], check=True)
         made.replace(library)
     return library
 
 
 def load(library: Path) -> ctypes.CDLL:
-    """With every function's arguments set; where a pointer goes, an address (an int) or a ctypes pointer may."""
+    """With every function's arguments set."""
     loaded = ctypes.CDLL(str(library))
     loaded.run_gather.argtypes = [ctypes.c_char_p, _UNSIGNED, *[_POINTER] * 4]
     loaded.run_gather.restype = ctypes.c_int
@@ -48,6 +55,8 @@ def load(library: Path) -> ctypes.CDLL:
         _UNSIGNED, _POINTER, ctypes.c_int, ctypes.c_float, ctypes.c_float, _POINTER, _POINTER
     ]  # fmt: skip
     loaded.run_reduce_map.restype = None
+    loaded.count_each_byte.argtypes, loaded.count_each_byte.restype = [_POINTER, _POINTER, ctypes.c_ulonglong], None
+    loaded.set_threads.argtypes, loaded.set_threads.restype = [_UNSIGNED, _UNSIGNED], None
     loaded.take_bytes_read.argtypes, loaded.take_bytes_read.restype = [], ctypes.c_ulonglong
     loaded.sizes.argtypes, loaded.sizes.restype = [ctypes.c_int], ctypes.c_ulonglong
     return loaded

@@ -49,7 +49,7 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Used:
-    """What one kernel takes of the chip."""
+    """What one kernel takes of the chip; ``spilled_bytes``: of variables in memory, not in registers."""
 
     registers: int
     shared_bytes: int
@@ -117,7 +117,7 @@ def usage(log: str) -> dict[str, Used]:
     """Per kernel, of the assembler's log."""
     found: dict[str, Used] = {}
     for name, body in re.findall(r"Compiling entry function '(\w+)'.*?\n(.*?)(?=Compiling entry|\Z)", log, re.DOTALL):
-        spilled = sum(int(number) for number in re.findall(r"(\d+) bytes spill", body))
+        spilled = sum(int(number) for number in re.findall(r"(\d+) bytes (?:spill|stack frame)", body))
         registers, shared = re.search(r"Used (\d+) registers", body), re.search(r"(\d+) bytes smem", body)
         if registers is None:
             raise KernelError(f"the assembler does not say what {name} uses")

@@ -15,9 +15,16 @@ import numpy.typing as npt
 from appliance.model import pixels
 from appliance.model.bundle import InputSpec
 from appliance.model.pixels import Box, Size
-from appliance.model.preprocess import NO_GAINS, PAD, Gains, bilinear_places, content_box, scale_of_word
+from appliance.model.preprocess import NO_GAINS, PAD, Gains, bilinear_places, content_box, fixed_gains, scale_of_word
 
-MOST_HALVINGS = 6
+MOST_HALVINGS = 6  # a Bayer quad counts as the first
+# Shared memory of gather (preprocess.cu): the raw tile, and its first and second halving.
+_RAW_BYTES, _FIRST_BYTES = 16384, 8192
+# A tile is cut no taller once it has so many bytes: small tiles spread over many multiprocessors.
+_ENOUGH_BYTES = 4096
+# Rows that two tiles need (around Bayer's, NV12's chroma under an odd ROI) are read again where a block begins: so rarely.
+_LEAST_ROWS_SHARED = 16
+_THREADS, _BLOCKS_A_MULTIPROCESSOR = 256, 4
 _MONO = {"mono8": "mono8", "mono10": "mono16", "mono12": "mono16", "mono16": "mono16"}
 
 
@@ -35,11 +42,12 @@ class PlanStruct(ctypes.Structure):
             "frame_width", "frame_height", "x", "y", "width", "height", "image_width", "image_height", "halvings",
             "out_width", "out_height", "channels",
         )),
-        ("colours", ctypes.c_int * 4), ("balanced", ctypes.c_int), ("gains", ctypes.c_double * 3),
+        ("colours", ctypes.c_int * 4), ("balanced", ctypes.c_int), ("gains", ctypes.c_int * 3),
         *((name, ctypes.c_int) for name in (
             "target_width", "target_height", "left", "top", "content_width", "content_height",
         )),
         ("pad", ctypes.c_float), ("scale", ctypes.c_float), ("mean", ctypes.c_float * 3), ("deviation", ctypes.c_float * 3),
+        ("yuv", ctypes.c_int * 6), ("tile_columns", ctypes.c_int), ("tile_rows", ctypes.c_int),
     ]  # fmt: skip
 
 
@@ -89,6 +97,22 @@ class KernelPlan:
     def halved_bytes(self) -> int:
         return self.halved_channels * self.halved_size[0] * self.halved_size[1] * (2 if self.words else 1)
 
+    @property
+    def tiles(self) -> Size:
+        """Across and down: what gather's blocks share out among themselves."""
+        struct = self.struct
+        return -(-struct.image_width // struct.tile_columns), -(-struct.image_height // struct.tile_rows)
+
+    def gather_launch(self, multiprocessors: int) -> tuple[int, int]:
+        """(blocks, threads of each). As many as can be there at once; a block more would only add its histogram."""
+        across, down = self.tiles
+        return min(across * down, _BLOCKS_A_MULTIPROCESSOR * multiprocessors), _THREADS
+
+    def sample_launch(self, multiprocessors: int) -> tuple[int, int]:
+        """(blocks, threads of each): a value of the tensor a thread, or several."""
+        values = self.struct.channels * self.struct.target_width * self.struct.target_height
+        return min(-(-values // _THREADS), _BLOCKS_A_MULTIPROCESSOR * multiprocessors), _THREADS
+
     def laplacian_variance(self, sums: SumsStruct) -> float:
         """On 0..255, as the reference has it; exact sums of whole numbers until here."""
         count = (self.halved_size[0] - 2) * (self.halved_size[1] - 2)
@@ -112,27 +136,62 @@ def kernel_plan(size: Size, pixel: str, roi: Box | None, spec: InputSpec, gains:
     halvings, out_width, out_height = 0, image_width, image_height
     while out_width >= 2 * content_width and out_height >= 2 * content_height:
         halvings, out_width, out_height = halvings + 1, out_width // 2, out_height // 2
-    if halvings > MOST_HALVINGS:
-        text = f"a picture of {box[2]} x {box[3]} is halved {halvings} times"
+    if halvings + quads > MOST_HALVINGS:
+        text = f"a picture of {box[2]} x {box[3]} is halved {halvings + quads} times"
         raise ValueError(f"{text}; {MOST_HALVINGS} can be, take a smaller roi")
     rows, row_shares = bilinear_places(out_height, content_height)
     columns, column_shares = bilinear_places(out_width, content_width)
     colour = pixel not in _MONO
+    name = _MONO.get(pixel) or (f"{'quads' if quads else 'bayer'}{16 if words else 8}" if bayer else pixels.layout(pixel))
+    halved_channels = 3 if colour and spec.channels == 3 else 1
+    tile_columns, tile_rows = _tile(name, box, (image_width, image_height), halvings, halved_channels)
     struct = PlanStruct(
         frame_width=size[0], frame_height=size[1], x=box[0], y=box[1], width=box[2], height=box[3],
         image_width=image_width, image_height=image_height, halvings=halvings, out_width=out_width, out_height=out_height,
         channels=spec.channels, colours=(ctypes.c_int * 4)(*(pixels.quad_colours(pixel, box[0], box[1]) if bayer else (0,) * 4)),
-        balanced=colour and tuple(gains) != NO_GAINS, gains=(ctypes.c_double * 3)(*gains),
+        balanced=colour and tuple(gains) != NO_GAINS, gains=(ctypes.c_int * 3)(*fixed_gains(gains)),
         target_width=spec.size[0], target_height=spec.size[1], left=left, top=top, content_width=content_width,
         content_height=content_height, pad=PAD, scale=scale_of_word(words),
         mean=(ctypes.c_float * 3)(*_three(spec.mean)), deviation=(ctypes.c_float * 3)(*_three(spec.std)),
+        yuv=(ctypes.c_int * 6)(*pixels.yuv_constants(pixel)), tile_columns=tile_columns, tile_rows=tile_rows,
     )  # fmt: skip
-    name = _MONO.get(pixel) or (f"{'quads' if quads else 'bayer'}{16 if words else 8}" if bayer else pixel)
-    halved_channels = 3 if colour and spec.channels == 3 else 1
     return KernelPlan(
         name, words, struct, halved_channels, (out_width, out_height), rows.astype(np.int32), row_shares,
         columns.astype(np.int32), column_shares,
     )  # fmt: skip
+
+
+def _tile(kernel: str, roi: Box, image: Size, halvings: int, channels: int) -> Size:
+    """Columns and rows of the image: as wide as shared memory holds, best whole rows, which no other tile shares."""
+    side = 1 << halvings
+    across = -(-image[0] // side)
+    shares_rows = kernel.startswith("bayer") or (kernel == "nv12" and roi[1] % 2 == 1)
+    step = rows = max(side, _LEAST_ROWS_SHARED if shares_rows else 2 if kernel == "nv12" else 1)
+    cuts = 1
+    while not _fits(kernel, -(-across // cuts) * side, rows, halvings, channels):
+        cuts += 1
+    columns = -(-across // cuts) * side
+    while rows < image[1] and _staged_bytes(kernel, columns, rows + step) <= _ENOUGH_BYTES:
+        rows += step
+    return columns, rows
+
+
+def _fits(kernel: str, columns: int, rows: int, halvings: int, channels: int) -> bool:
+    word = 2 if kernel.endswith("16") else 1
+    first_bytes = channels * word * (columns // 2) * (rows // 2) if halvings > 1 else 0
+    return _staged_bytes(kernel, columns, rows) <= _RAW_BYTES and first_bytes <= _FIRST_BYTES
+
+
+def _staged_bytes(kernel: str, columns: int, rows: int) -> int:
+    """At most: each line with its address's place between two multiples of 16, as the kernel's Staged has it."""
+    word = 2 if kernel.endswith("16") else 1
+    widest, lines = {
+        "rgb8": (3 * columns, rows), "bgr8": (3 * columns, rows),
+        "yuyv": (2 * columns + 4, rows), "uyvy": (2 * columns + 4, rows), "nv12": (columns + 2, rows + rows // 2 + 1),
+        "quads8": (2 * columns, 2 * rows), "quads16": (4 * columns, 2 * rows),
+        "bayer8": (columns + 2, rows + 2), "bayer16": (2 * columns + 4, rows + 2),
+    }.get(kernel, (word * columns, rows))  # fmt: skip
+    return (widest + 30) // 16 * 16 * lines
 
 
 def _three(values: tuple[float, ...]) -> tuple[float, float, float]:

@@ -24,11 +24,16 @@ _BAYER = {
     "gbrg": (_GREEN, _BLUE, _RED, _GREEN),
 }
 _WORDS = ("mono10", "mono12", "mono16")  # 16-bit words, top-aligned
-# BT.601 full range in 1/65536, as JPEG has it: 1.402, 0.344136, 0.714136, 1.772.
-_RED_V, _GREEN_U, _GREEN_V, _BLUE_U = 91881, 22554, 46802, 116130
+# BT.601 in 1/65536: luma, V in red, U and V in green, U in blue. Full range as JPEG has it: 1.402, 0.344136, 0.714136,
+# 1.772; limited range has luma in 16..235 and chroma in 16..240, so 255/219 and 255/224 times that.
+_FULL_RANGE = (0, 65536, 91881, 22554, 46802, 116130)
+_LIMITED_RANGE = (16, 76309, 104597, 25675, 53279, 132201)
+_YUV = ("nv12", "yuyv", "uyvy")
+LIMITED = "/limited"
 FORMATS = (
     "mono8", *_WORDS, "rgb8", "bgr8", "nv12", "yuyv", "uyvy",
     *(f"bayer_{order}{bits}" for order in _BAYER for bits in (8, 10, 12)),
+    *(f"{pixel}{LIMITED}" for pixel in _YUV),
 )  # fmt: skip
 
 
@@ -42,17 +47,27 @@ def is_words(pixel: str) -> bool:
     return pixel in _WORDS or (is_bayer(pixel) and not pixel.endswith("8"))
 
 
+def layout(pixel: str) -> str:
+    """Where the bytes stand, whatever range they use."""
+    return pixel.removesuffix(LIMITED)
+
+
+def yuv_constants(pixel: str) -> tuple[int, int, int, int, int, int]:
+    """Black, then in 1/65536: luma, V in red, U and V in green, U in blue; see ``_rgb``."""
+    return _LIMITED_RANGE if pixel.endswith(LIMITED) else _FULL_RANGE
+
+
 def bytes_per_row(pixel: str, width: int) -> int:
     """Bytes of one row without padding (of the first plane)."""
     if pixel in ("rgb8", "bgr8"):
         return 3 * width
-    return 2 * width if pixel in ("yuyv", "uyvy") or is_words(pixel) else width
+    return 2 * width if layout(pixel) in ("yuyv", "uyvy") or is_words(pixel) else width
 
 
 def frame_bytes(pixel: str, width: int, height: int, pitch: int | None = None) -> int:
     """Bytes of a whole frame; the last row counts with its padding."""
     pitch = pitch or bytes_per_row(pixel, width)
-    return pitch * height * 3 // 2 if pixel == "nv12" else pitch * height
+    return pitch * height * 3 // 2 if layout(pixel) == "nv12" else pitch * height
 
 
 def channels(memory: U8, size: Size, pitch: int, pixel: str, roi: Box | None = None) -> Image:
@@ -70,10 +85,10 @@ def channels(memory: U8, size: Size, pitch: int, pixel: str, roi: Box | None = N
     if pixel in ("rgb8", "bgr8"):
         colour = _thirds(rows, box)
         return colour if pixel == "rgb8" else colour[:, :, ::-1]
-    if pixel in ("yuyv", "uyvy"):
+    if layout(pixel) in ("yuyv", "uyvy"):
         return _packed_yuv(rows, box, pixel)
-    if pixel == "nv12":
-        return _nv12(rows, size[1], box)
+    if layout(pixel) == "nv12":
+        return _nv12(rows, size[1], box, pixel)
     return _demosaic(rows, size, pixel, box)
 
 
@@ -102,11 +117,11 @@ def checked_rows(memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> U8
         raise ValueError(f"pixel format {pixel} cannot be judged; set the camera to one of {', '.join(FORMATS[:9])} or Bayer")
     if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
         raise ValueError(f"roi {[x, y, w, h]} reaches beyond the frame's {width} x {height}; keep it within")
-    if (pixel in ("nv12", "yuyv", "uyvy") and width % 2) or (pixel == "nv12" and height % 2):
+    if (layout(pixel) in _YUV and width % 2) or (layout(pixel) == "nv12" and height % 2):
         raise ValueError(f"a {pixel} frame of {width} x {height} cannot be; its sides are even")
     if pitch < bytes_per_row(pixel, width):
         raise ValueError(f"{pitch} bytes a row cannot hold {width} pixels of {pixel}")
-    count = height * 3 // 2 if pixel == "nv12" else height
+    count = height * 3 // 2 if layout(pixel) == "nv12" else height
     needed = pitch * (count - 1) + bytes_per_row(pixel, width)  # the last row may come without its padding
     if memory.size < needed:
         raise ValueError(f"the frame has {memory.size} bytes; {width} x {height} of {pixel} at {pitch} a row needs {needed}")
@@ -132,14 +147,15 @@ def _plane(rows: U8, box: Box, pixel: str) -> Image:
     return rows[y : y + h, x : x + w]
 
 
-def _rgb(y: Image, u: Image, v: Image) -> U8:
-    """BT.601, full range, rounded to nearest; integers, so that every path gives the same bits."""
-    luma = y.astype(np.int32)
+def _rgb(y: Image, u: Image, v: Image, pixel: str) -> U8:
+    """BT.601, rounded to nearest; integers, so that every path gives the same bits."""
+    black, light, red_v, green_u, green_v, blue_u = yuv_constants(pixel)
+    luma = (y.astype(np.int32) - black) * light + 32768
     blueness, redness = u.astype(np.int32) - 128, v.astype(np.int32) - 128
     result = np.empty((*luma.shape, 3), np.uint8)
-    result[:, :, 0] = np.clip(luma + ((_RED_V * redness + 32768) >> 16), 0, 255)
-    result[:, :, 1] = np.clip(luma + ((32768 - _GREEN_U * blueness - _GREEN_V * redness) >> 16), 0, 255)
-    result[:, :, 2] = np.clip(luma + ((_BLUE_U * blueness + 32768) >> 16), 0, 255)
+    result[:, :, 0] = np.clip((luma + red_v * redness) >> 16, 0, 255)
+    result[:, :, 1] = np.clip((luma - green_u * blueness - green_v * redness) >> 16, 0, 255)
+    result[:, :, 2] = np.clip((luma + blue_u * blueness) >> 16, 0, 255)
     return result
 
 
@@ -148,21 +164,21 @@ def _packed_yuv(rows: U8, box: Box, pixel: str) -> U8:
     x, y, w, h = box
     left, right = x // 2 * 2, (x + w + 1) // 2 * 2
     cut = rows[y : y + h, 2 * left : 2 * right]
-    first = 0 if pixel == "yuyv" else 1
+    first = 0 if layout(pixel) == "yuyv" else 1
     chroma = cut[:, 1 - first :: 2]
     u, v = chroma[:, 0::2].repeat(2, 1), chroma[:, 1::2].repeat(2, 1)
     inner = slice(x - left, x - left + w)
-    return _rgb(cut[:, first::2][:, inner], u[:, inner], v[:, inner])
+    return _rgb(cut[:, first::2][:, inner], u[:, inner], v[:, inner], pixel)
 
 
-def _nv12(rows: U8, height: int, box: Box) -> U8:
+def _nv12(rows: U8, height: int, box: Box, pixel: str) -> U8:
     """Four pixels share one U and one V, which stand in turn below the luma."""
     x, y, w, h = box
     left, top, right, bottom = x // 2 * 2, y // 2, (x + w + 1) // 2 * 2, (y + h + 1) // 2
     chroma = rows[height + top : height + bottom, left:right].repeat(2, 0)[y - 2 * top : y - 2 * top + h]
     inner = slice(x - left, x - left + w)
     u, v = chroma[:, 0::2].repeat(2, 1)[:, inner], chroma[:, 1::2].repeat(2, 1)[:, inner]
-    return _rgb(rows[y : y + h, x : x + w], u, v)
+    return _rgb(rows[y : y + h, x : x + w], u, v, pixel)
 
 
 def quad_colours(pixel: str, x: int, y: int) -> tuple[int, ...]:

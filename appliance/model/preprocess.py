@@ -208,7 +208,8 @@ def content_box(width: int, height: int, spec: InputSpec) -> Box:
 def balance(image: Image, gains: Gains) -> Image:
     """Colour by its gains (red, green, blue), rounded to nearest, at most the word's top."""
     gained = (image.astype(np.uint64) * np.array(fixed_gains(gains), np.uint64) + np.uint64(32768)) >> np.uint64(16)
-    return np.minimum(gained, np.uint64(np.iinfo(image.dtype).max)).astype(image.dtype)
+    result: Image = np.minimum(gained, np.uint64(np.iinfo(image.dtype).max)).astype(image.dtype)
+    return result
 
 
 def fixed_gains(gains: Gains) -> tuple[int, int, int]:

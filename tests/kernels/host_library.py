@@ -28,12 +28,8 @@ def _made() -> ctypes.CDLL | str:
 
 
 def host_library() -> ctypes.CDLL:
-    """The kernels of appliance/kernels, run one block after the other; skips the test where no C++ compiler is.
-
-    ``run_gather(name, blocks, frame, plan, halved, sums) -> int`` (1: no such kernel); ``run_sample(words, blocks, plan,
-    channels, halved, rows, row_shares, columns, column_shares, tensor, sums)``; ``run_reduce_map(blocks, map, count, low,
-    high, shares, extremes)``; ``take_bytes_read() -> int`` of frames since the last call; ``sizes(which) -> int`` of Frame,
-    Plan, Sums, Extremes. Name as bytes; pointers as an address or a ctypes pointer."""
+    """The kernels of appliance/kernels on this CPU (functions: ``calibration.host_kernels.host_library``); skips the test
+    where no C++ compiler is."""
     made = _made()
     if isinstance(made, str):
         pytest.skip(made)

@@ -34,7 +34,7 @@ def test_a_fault_of_the_source_is_told_in_the_compilers_words(tmp_path: Path) ->
 
 @COMPILED
 def test_a_spill_is_refused(tmp_path: Path) -> None:
-    source = source_text().replace("extern \"C\" __global__ void", "extern \"C\" __global__ void __maxnreg__(24)")
+    source = source_text().replace("__launch_bounds__(256, at_once)", "__maxnreg__(24)")
     with pytest.raises(KernelError, match="spill registers"):
         make(NVRTC, tmp_path, source)
 
