@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.inspect.decode import decode
+from appliance.inspect.decode import decode, decode_reduced
 from appliance.model.bundle import Bundle
 from tests.model.tiny import meta
 
@@ -73,3 +73,37 @@ def test_a_scale_that_runs_downward_takes_the_lowest_raw_as_worst() -> None:
 def test_an_output_that_is_not_there_is_named() -> None:
     with pytest.raises(KeyError, match="scores"):
         decode({"other": raw(1)}, bundle("classify", tensor="scores"))
+
+
+# --- what a GPU's reducers leave ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_reduced_classes_are_decoded_alike(activation: str) -> None:
+    outputs, made = {"scores": raw(0.3, -2.0, 1.7)}, bundle("classify", tensor="scores", activation=activation)
+    np.testing.assert_array_equal(decode_reduced(outputs, 0.0, None, made)[0], decode(outputs, made)[0])
+    assert decode_reduced(outputs, 0.0, None, made)[1] is None
+
+
+@pytest.mark.parametrize("output", [{"map": "map"}, {"map": "map", "score": "score"}, {"score": "score"}])
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.8), (0.8, 0.1)])
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_reduced_map_is_decoded_alike(output: dict[str, str], low: float, high: float, broken: bool) -> None:
+    made = bundle("anomaly", **output, low=low, high=high)
+    score_map = np.random.default_rng(4).random((1, 1, 5, 7), np.float32)
+    if broken:
+        score_map[0, 0, 2, 3] = np.nan
+    outputs = {"map": score_map, "score": raw(0.42)}
+    scores, shares = decode(outputs, made)
+    worst = float(score_map.max() if low < high else score_map.min())
+    whole = {name: outputs[name] for name in output.values() if name != "map"}
+    got, given_back = decode_reduced(whole, worst, shares, made)
+    np.testing.assert_array_equal(got, scores)
+    assert got.dtype == np.float32 and got.shape == (1,) and given_back is shares
+
+
+def test_a_reduced_anomaly_without_score_or_map_is_an_error() -> None:
+    made = bundle("anomaly", map="map")
+    without = made.model_copy(update={"output": made.output.model_copy(update={"map": None})})
+    with pytest.raises(KeyError):
+        decode_reduced({}, 0.0, None, without)
