@@ -15,6 +15,7 @@ _BOARD = re.compile(r"^[\w-]+,(?:(?P<carrier>p\d{4}-\d{4})\+)?(?P<module>p\d{4}-
 _CHIP = re.compile(r"^nvidia,(tegra\d+)$")
 _POWER_MODEL = re.compile(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 _POWER_STATUS = re.compile(r"^pmode:(\d+)")
+_AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB", re.MULTILINE)
 _OVERCURRENT = "soctherm_oc"  # the hwmon's name; Orin has it, Xavier's codes mean other things, Thor's is not known
 
 
@@ -143,6 +144,12 @@ def read_temperatures(root: Path = Path("/")) -> Temperatures:
         else:
             celsius[name] = max(thousandths / 1000, celsius.get(name, -273.15))
     return Temperatures(celsius, unreadable)
+
+
+def memory_available(root: Path = Path("/")) -> int | None:
+    """Bytes that programs can still get, files in memory that can be dropped included; None where nobody says."""
+    found = _AVAILABLE.search(_text(root / "proc/meminfo") or "")
+    return int(found[1]) * 1024 if found else None
 
 
 def _three(counts: ThrottleCounts) -> tuple[int, int, int]:

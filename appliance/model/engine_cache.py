@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,18 @@ class EngineCache:
         """Where a model's engines lie (and their licence)."""
         return self._folder / model_digest.removeprefix("sha256:")[:32]
 
-    def find(self, key: EngineKey) -> StoredEngine | None:
-        """The engine for exactly this key; None when none was stored. Raises EngineCacheError in words when the one that
-        is there was built for something else, was cut, or was altered: say so, and build anew."""
+    def find(self, key: EngineKey, other_workspaces: Collection[int] = ()) -> StoredEngine | None:
+        """The engine for exactly this key; None when none was stored. One built with a workspace of ``other_workspaces``
+        serves too: how much memory was free at its build says nothing of whether it runs. Raises EngineCacheError in words
+        when the one that is there was built for something else, was cut, or was altered: say so, and build anew."""
         folder = self.folder_of(key.model_digest)
         described = folder / f"{key.precision}.json"
         content = _read_json(described)
         if content is None:
             return None
         stored, figures, plan_file, plan_digest = _described(content, described)
+        if stored.workspace_bytes in other_workspaces:
+            key = replace(key, workspace_bytes=stored.workspace_bytes)
         difference = key_difference(stored, key)
         if difference:
             raise EngineCacheError(f"{described}: the stored engine was built for another {difference}; it is built anew")

@@ -11,6 +11,7 @@ from appliance.box.jetson import (
     ThrottleCounts,
     board_of,
     l4t_release,
+    memory_available,
     power_mode,
     power_modes,
     read_facts,
@@ -146,3 +147,9 @@ def test_counters_that_began_anew_are_not_negative() -> None:
 def test_codes_of_another_chip_are_told_raw() -> None:
     told = throttle_told(ThrottleCounts(0, 0, 0), ThrottleCounts(2, 0, 1), "tegra194")
     assert told == "throttle events since the last look: oc1 2, oc3 1"
+
+
+def test_memory_that_only_caches_files_counts_as_free(tmp_path: Path) -> None:
+    assert memory_available(tmp_path) is None
+    write(tmp_path / "proc/meminfo", "MemTotal:  7802584 kB\nMemFree:  211040 kB\nMemAvailable:  4126712 kB\n")
+    assert memory_available(tmp_path) == 4126712 * 1024

@@ -84,6 +84,16 @@ def test_files_brought_from_another_place_are_refused_by_the_key_inside(cache: E
         cache.find(wanted)
 
 
+def test_another_workspace_serves_where_it_is_named_and_nothing_else_is_forgiven(cache: EngineCache) -> None:
+    stored = cache.store(KEY, PLAN, b"", FIGURES)
+    smaller = replace(KEY, workspace_bytes=1 << 28)
+    assert cache.find(smaller, (1 << 30, 1 << 28)) == stored and stored.key.workspace_bytes == 1 << 30
+    with pytest.raises(EngineCacheError, match="workspace_bytes"):
+        cache.find(smaller, (1 << 28, 1 << 27))
+    with pytest.raises(EngineCacheError, match=r"another l4t \(36.4.3 there, 36.5.0 here\); it"):
+        cache.find(replace(smaller, l4t="36.5.0"), (1 << 30, 1 << 28))
+
+
 @pytest.mark.parametrize("left", [0, 1, 4096, len(PLAN) - 1])
 def test_a_cut_plan_is_refused(cache: EngineCache, left: int) -> None:
     cache.store(KEY, PLAN, b"", FIGURES)
