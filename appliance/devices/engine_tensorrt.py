@@ -228,14 +228,14 @@ def build(onnx: bytes, options: BuildOptions, progress: Callable[[str, float], N
     monitor = _monitor(trt, share)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
-    del parser, monitor  # TensorRT held pointers to them until now; the parser owns the weights
+    del parser, monitor, cache  # TensorRT held pointers to them until now; the parser owns the weights
     if share.raised is not None:
         raise share.raised
     if plan is None:
         raise EngineError(f"TensorRT built no {options.precision} engine: {_errors(trt)}")
     notes += [text for _, text in logger.lines]
     progress("built", 1.0)
-    return Built(bytes(plan), bytes(cache.serialize()), flags, tuple(dict.fromkeys(notes)))
+    return Built(bytes(plan), bytes(config.get_timing_cache().serialize()), flags, tuple(dict.fromkeys(notes)))
 
 
 def _network(trt: Any, builder: Any, onnx: bytes, precision: Precision, flags: tuple[str, ...]) -> tuple[Any, Any]:
@@ -283,7 +283,7 @@ def _config(trt: Any, builder: Any, options: BuildOptions, flags: tuple[str, ...
 
 
 def _timing_cache(trt: Any, config: Any, earlier: bytes | None) -> tuple[Any, list[str]]:
-    """The cache set, to be kept while the build runs. One that does not belong here is left out, and that is noted."""
+    """The cache that is set, to be kept until the build ends. One that does not belong here is left out, and that is noted."""
     cache = config.create_timing_cache(earlier or b"")
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return cache, []
@@ -297,7 +297,8 @@ def _timing_cache(trt: Any, config: Any, earlier: bytes | None) -> tuple[Any, li
 
 
 class TensorRtEngine:
-    """ports.DeviceEngine. ``device_memory_bytes``: what its inference takes on the GPU beside weights and tensors."""
+    """ports.DeviceEngine. ``device_memory_bytes``: what its inference takes on the GPU beside weights and tensors;
+    ``notes``: what TensorRT warned of as it was loaded (a plan of another module with the same chip runs, with a warning)."""
 
     def __init__(self, plan: bytes, what: str, capability: tuple[int, int], probe: Probe) -> None:
         """``plan``: of ``build`` on this module, from a file whose digest was checked: loading runs code of TensorRT's on it.
@@ -316,6 +317,7 @@ class TensorRtEngine:
             raise EngineError(f"{what} was loaded, but cannot run: {_errors(self._trt)}; free GPU memory")
         self.version = f"tensorrt-{'.'.join(version().split('.')[:3])}/sm{capability[0]}{capability[1]}"
         self.device_memory_bytes = int(self._engine.device_memory_size_v2)
+        self.notes = tuple(dict.fromkeys(text for _, text in self._log.lines))
         self._unbound = {*self.inputs, *self.outputs}
         self._begun = False
 

@@ -254,6 +254,7 @@ def test_what_progress_raises_ends_the_build_and_comes_out(trt: Any, why: BaseEx
     with pytest.raises(type(why)) as raised:
         build(graph_of(tiny.classifier(), "int8"), BuildOptions("int8", WORKSPACE_BYTES), progress, driver)
     assert raised.value is why and len(told) == after + 1
+    assert "cancelled by the progress monitor" in engine_tensorrt._errors(trt), "TensorRT worked on"
 
 
 def test_phases_that_come_again_or_in_other_orders_do_not_fall() -> None:
@@ -868,6 +869,15 @@ def test_errors_of_a_second_engine_are_heard_although_the_first_logger_stays(trt
         built(qoperator())
     bound(first)
     first.enqueue(STREAM)
+
+
+def test_an_error_is_told_once(trt: Any) -> None:
+    for make in (lambda: load(b"no plan"), lambda: built(qoperator()), lambda: built(tiny.classifier(), workspace_bytes=1)):
+        with pytest.raises(EngineError) as raised:
+            make()
+        told = [words for words in ("Magic tag", "No importer", "any implementation") if words in str(raised.value)]
+        assert len(told) == 1
+    assert load(built(tiny.classifier()).plan).notes == ()
 
 
 def test_two_loggers_are_one_too_many(trt: Any) -> None:
