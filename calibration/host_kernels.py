@@ -8,10 +8,21 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+
+from appliance.model import pixels
+from appliance.model.bundle import InputSpec
+from appliance.model.kernel_plan import FrameStruct, SumsStruct, kernel_plan
+from appliance.model.pixels import Box, Size
+
 SOURCES = Path(__file__).resolve().parents[1] / "appliance" / "kernels"
 _HOST = "host.cpp"
 # No contraction: a product and a sum are rounded apart, as numpy does it.
 _FLAGS = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC")
+_FRAME: Size = (1280, 960)
+_CUT: Box = (160, 0, 960, 960)
+_COUNTED = ("mono8", "mono12", "rgb8", "bgr8", "nv12", "yuyv", "uyvy", "bayer_rggb8", "bayer_rggb12")
+_MULTIPROCESSORS = 16
 _POINTER, _UNSIGNED = ctypes.c_void_p, ctypes.c_uint
 
 
@@ -60,6 +71,36 @@ def load(library: Path) -> ctypes.CDLL:
     loaded.take_bytes_read.argtypes, loaded.take_bytes_read.restype = [], ctypes.c_ulonglong
     loaded.sizes.argtypes, loaded.sizes.restype = [ctypes.c_int], ctypes.c_ulonglong
     return loaded
+
+
+def bytes_read(folder: Path) -> list[str]:
+    """A table: what gather reads of a frame, format by format, with the blocks for 16 multiprocessors. Raises NoCompiler."""
+    host = host_library(folder)
+    width, height = _FRAME
+    across, down = _CUT[2:]
+    told = [
+        f"{'':<13}{'frame':>9}  {f'roi {across} x {down}':>13}  {'read':>9}  {'whole, read':>11}  {'not halved, read':>16}",
+        f"{'':<13}{f'{width} x {height}':>9}  {'':>13}  {'to 224':>9}  {'to 224':>11}  {'to 1024 x 768':>16}",
+    ]
+    for pixel in _COUNTED:
+        frame, roi = pixels.frame_bytes(pixel, *_FRAME), pixels.frame_bytes(pixel, across, down)
+        read = [_read(host, pixel, _CUT, (224, 224)), _read(host, pixel, None, (224, 224)), _read(host, pixel, None, (1024, 768))]
+        told.append(f"{pixel:<13}{frame:>9}  {roi:>13}  {read[0]:>9}  {read[1]:>11}  {read[2]:>16}")
+    return told
+
+
+def _read(host: ctypes.CDLL, pixel: str, roi: Box | None, target: Size) -> int:
+    spec = InputSpec(tensor="input", size=target, channels=3, fit="stretch", mean=(0.0,) * 3, std=(1.0,) * 3)
+    plan = kernel_plan(_FRAME, pixel, roi, spec)
+    memory = np.zeros(pixels.frame_bytes(pixel, *_FRAME), np.uint8)
+    frame = FrameStruct(memory.ctypes.data, pixels.bytes_per_row(pixel, _FRAME[0]))
+    halved, sums = np.empty(plan.halved_bytes, np.uint8), SumsStruct()
+    blocks, _ = plan.gather_launch(_MULTIPROCESSORS)
+    host.take_bytes_read()
+    host.run_gather(
+        plan.gather.encode(), blocks, ctypes.byref(frame), ctypes.byref(plan.struct), halved.ctypes.data, ctypes.byref(sums)
+    )  # fmt: skip
+    return int(host.take_bytes_read())
 
 
 def _digest(sources: Path) -> str:

@@ -13,9 +13,13 @@ import argparse
 import ctypes
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from appliance.model.kernel_images import TARGETS, Target
+from calibration.host_kernels import NoCompiler, bytes_read
 
 SOURCES = Path(__file__).resolve().parents[1] / "appliance" / "kernels"
 _FILES = ("preprocess.cu", "reduce.cu")  # one image, in this order
@@ -24,27 +28,6 @@ _ELF, _CUDA_MACHINE = b"\x7fELF", 190
 # What CUDA's ELF headers say (of the files that these very compilers make): e_ident's OS/ABI and ABI version, and
 # where e_flags holds the chip.
 _ABI = {"12.6": (0x33, 7, 0), "13.0": (0x41, 8, 8)}
-
-
-@dataclass(frozen=True)
-class Target:
-    """``nvrtc``: the version that makes it; ``arch``: sm_NN for a cubin, compute_NN for PTX."""
-
-    nvrtc: str
-    arch: str
-    says: str
-
-    @property
-    def file(self) -> str:
-        return f"preprocess-cuda{self.nvrtc}-{self.arch}.{'cubin' if self.arch.startswith('sm_') else 'ptx'}"
-
-
-TARGETS = (
-    Target("12.6", "sm_87", "Orin, JetPack 6"),
-    Target("13.0", "sm_87", "Orin, JetPack 7.2"),
-    Target("13.0", "sm_110", "Thor, JetPack 7.2"),
-    Target("12.6", "compute_80", "any other GPU, by its driver"),
-)
 
 
 @dataclass(frozen=True)
@@ -105,7 +88,7 @@ def check_header(cubin: bytes, target: Target) -> None:
     """The ELF header says the chip and the driver generation it was made for. Raises KernelError."""
     machine = int.from_bytes(cubin[18:20], "little")
     flags = int.from_bytes(cubin[48:52], "little")
-    os_abi, abi_version, shift = _ABI[target.nvrtc]
+    os_abi, abi_version, shift = _ABI[target.cuda]
     chip = flags >> shift & 0xFF
     told = (cubin[:4], machine, cubin[7], cubin[8], chip)
     wanted = (_ELF, _CUDA_MACHINE, os_abi, abi_version, int(target.arch[3:]))
@@ -134,11 +117,11 @@ def make(nvrtc: Path, out: Path, source: str | None = None) -> dict[str, dict[st
     """All targets into ``out``; returns what each kernel uses. Raises KernelError for a spill or a wrong header."""
     text = source_text() if source is None else source
     out.mkdir(parents=True, exist_ok=True)
-    compilers = {version: Nvrtc(nvrtc / version, version) for version in sorted({one.nvrtc for one in TARGETS})}
+    compilers = {version: Nvrtc(nvrtc / version, version) for version in sorted({one.cuda for one in TARGETS})}
     told = {}
     for target in TARGETS:
-        image, log = compilers[target.nvrtc].compile(text, target.arch)
-        if target.arch.startswith("sm_"):
+        image, log = compilers[target.cuda].compile(text, target.arch)
+        if target.is_cubin:
             check_header(image, target)
             told[target.file] = usage(log)
             spilling = [name for name, used in told[target.file].items() if used.spilled_bytes]
@@ -146,6 +129,18 @@ def make(nvrtc: Path, out: Path, source: str | None = None) -> dict[str, dict[st
                 raise KernelError(f"{target.file}: {', '.join(spilling)} spill registers to memory")
         (out / target.file).write_bytes(image)
     return told
+
+
+def _tell_bytes_read() -> None:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            lines = bytes_read(Path(folder))
+    except NoCompiler as why:
+        sys.stdout.write(f"bytes read per frame: not counted, {why}\n")
+        return
+    sys.stdout.write("bytes read per frame, counted by the CPU run of the same source:\n")
+    for line in lines:
+        sys.stdout.write(f"  {line}\n")
 
 
 def main() -> int:
@@ -164,6 +159,7 @@ def main() -> int:
         sys.stdout.write(f"{target.file}: {size} bytes, for {target.says}\n")
         for name, used in sorted(told.get(target.file, {}).items()):
             sys.stdout.write(f"  {name:<16} {used.registers:>3} registers, {used.shared_bytes:>5} bytes shared, 0 spilled\n")
+    _tell_bytes_read()
     return 0
 
 

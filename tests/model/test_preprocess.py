@@ -75,6 +75,28 @@ def test_yuv_integers_are_the_rounded_real_numbers() -> None:
     assert np.abs(found - np.clip(exact, 0, 255)).max() <= 0.502
 
 
+@pytest.mark.parametrize(
+    ("y", "u", "v", "rgb"),
+    [(16, 128, 128, (0, 0, 0)), (235, 128, 128, (255, 255, 255)), (126, 128, 128, (128, 128, 128)),
+     (81, 90, 240, (254, 0, 0)), (145, 54, 34, (0, 255, 1)), (41, 240, 110, (0, 0, 255)),
+     (0, 128, 128, (0, 0, 0)), (255, 128, 128, (255, 255, 255))],
+)  # fmt: skip
+def test_yuv_of_limited_range_has_black_at_16_and_white_at_235(y: int, u: int, v: int, rgb: tuple[int, int, int]) -> None:
+    yuyv, uyvy, nv12 = (np.array(one, np.uint8) for one in ([y, u, y, v], [u, y, v, y], [y, y, y, y, u, v]))
+    assert channels(yuyv, (2, 1), 4, "yuyv/limited")[0, 1].tolist() == pytest.approx(rgb, abs=1)
+    assert np.array_equal(channels(yuyv, (2, 1), 4, "yuyv/limited"), channels(uyvy, (2, 1), 4, "uyvy/limited"))
+    assert np.array_equal(channels(nv12, (2, 2), 2, "nv12/limited")[0], channels(yuyv, (2, 1), 4, "yuyv/limited")[0])
+
+
+def test_yuv_integers_of_limited_range_are_the_rounded_real_numbers() -> None:
+    memory = np.random.default_rng(1).integers(0, 256, 4 * 5000).astype(np.uint8)
+    y = (memory[0::2].astype(float) - 16) * 255 / 219
+    u, v = (memory[at::4].repeat(2) * 1.0 - 128 for at in (1, 3))
+    exact = np.stack([y + 1.402 * 255 / 224 * v, y - (0.344136 * u + 0.714136 * v) * 255 / 224, y + 1.772 * 255 / 224 * u], 1)
+    found = channels(memory, (10000, 1), 20000, "yuyv/limited")[0].astype(float)
+    assert np.abs(found - np.clip(exact, 0, 255)).max() <= 0.503
+
+
 @pytest.mark.parametrize("order", ["rggb", "bggr", "grbg", "gbrg"])
 @pytest.mark.parametrize("corner", [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_a_flat_colour_survives_both_ways_out_of_bayer(order: str, corner: tuple[int, int]) -> None:
@@ -103,18 +125,29 @@ def test_bayer_bilinear_is_opencvs_inside() -> None:
 def test_white_balance_rounds_and_stops_at_the_top() -> None:
     image = np.array([[[100, 101, 200]]], np.uint8)
     assert balance(image, (1.5, 0.5, 2.0)).tolist() == [[[150, 51, 255]]]
+    words = np.array([[[100, 60000, 65535]]], np.uint16)
+    assert balance(words, (1.005, 1.5, 0.0)).tolist() == [[[101, 65535, 0]]]
+
+
+def test_white_balance_is_in_whole_numbers() -> None:
+    """A float of 0.7 lies below 0.7: 5 times it is no 3.5, and a GPU rounds no double for it."""
+    image = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
+    wanted = (image.astype(int) * [45875, 65536, 124256] + 32768) >> 16
+    assert np.array_equal(balance(image, (0.7, 1.0, 1.896)), np.minimum(wanted, 255))
 
 
 @pytest.mark.parametrize(
     ("pixel", "size", "pitch", "roi", "said"),
     [
         ("mono9", (4, 4), 4, None, "pixel format mono9 cannot be judged"),
+        ("rgb8/limited", (4, 4), 12, None, "pixel format rgb8/limited cannot be judged"),
         ("mjpeg", (4, 4), 4, None, "pixel format mjpeg cannot be judged"),
         ("mono8", (4, 4), 4, (1, 0, 4, 4), "reaches beyond the frame's 4 x 4"),
         ("mono8", (4, 4), 4, (-1, 0, 2, 2), "reaches beyond"),
         ("mono8", (4, 5), 4, None, "the frame has 16 bytes; 4 x 5 of mono8 at 4 a row needs 20"),
         ("mono16", (4, 2), 4, None, "4 bytes a row cannot hold 4 pixels of mono16"),
         ("nv12", (3, 2), 4, None, "its sides are even"),
+        ("nv12/limited", (2, 3), 4, None, "its sides are even"),
     ],
 )
 def test_what_does_not_fit_is_said_in_words(
