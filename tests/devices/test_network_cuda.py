@@ -393,6 +393,9 @@ def test_a_frame_nobody_waited_for_is_over_before_the_next_begins(box: Box, bund
     network, reference = box.network(bundle), cpu_network(bundle)
     network.submit(camera_frame(box.memory, level=10), None)
     frame = camera_frame(box.memory, level=120)
+    network.submit(frame, None)
+    engine: Any = network._engine
+    assert engine.runs == 1
     same(told(look(network, frame)), told(look(reference, frame)), 0.02)
     network.close()
 
@@ -413,6 +416,19 @@ def test_a_frame_that_does_not_fit_is_refused_before_the_gpu_is_lost(
     with pytest.raises(EngineError, match=said):
         network.submit(replace(frame, **changes), roi)
     assert box.gpu.fault == 0 and look(network, frame).scores.shape == (3,)
+    network.close()
+
+
+def test_every_layout_is_looked_at(box: Box, bundle: Bundle) -> None:
+    network = box.network(bundle)
+    frame, words = camera_frame(box.memory), camera_frame(box.memory, "mono12")
+    for one in (frame, frame, words, words):
+        look(network, one)
+    short = replace(frame, memory=frame.memory[:4000])
+    for wrong in (short, replace(frame, pitch_bytes=500), replace(words, address=words.address + 1)):
+        with pytest.raises(EngineError, match="needs|odd"):
+            network.submit(wrong, None)
+    assert box.gpu.fault == 0
     network.close()
 
 

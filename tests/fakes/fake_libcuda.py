@@ -406,6 +406,8 @@ class Gpu:
 
     def elapsed(self, first: int, second: int) -> float:
         events = [self.event(one, "cuEventElapsedTime") for one in (first, second)]
+        if any(one.captured for one in events):
+            raise Refused(907, "cuEventElapsedTime")
         if any(one.flags & 2 or not (one.at_ns or one.pending) for one in events):
             raise Refused(400, "cuEventElapsedTime")
         if any(one.pending for one in events):
