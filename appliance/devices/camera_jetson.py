@@ -110,7 +110,7 @@ class JetsonCamera:
         self._stream = 0
         self._ring: _Ring | None = None
         self._retired: list[_Ring] = []
-        self._opened_ns = self._returned_ns = self._last_ns = self._first_ns = 0
+        self._returned_ns = self._last_ns = self._first_ns = 0
         self._frames_since_open = self._lost_upstream = self._sequence = self._sequence_base = 0
         self._told_flip = ""
         self._counts = {
@@ -122,15 +122,15 @@ class JetsonCamera:
         self._refuse_what_cannot_be()
         self._library = _library()
         self._bury()
-        if not self._stream:
-            # The default stream, or waiting for the whole device, would break a graph the judge captures meanwhile.
-            self._stream = self._library.cudaStreamCreate(nonblocking=True)
         try:
+            if not self._stream:
+                # The default stream, or waiting for the whole device, would break a graph the judge captures meanwhile.
+                self._stream = self._library.cudaStreamCreate(nonblocking=True)
             self._ring = _Ring(self._library.videoSource(self._address, options=self._options()), self._buffers)
         except Exception as why:  # jetson-utils raises nothing but bare Exception
             raise CameraLost(f"camera {self.name}: jetson-utils cannot create {self._shown} ({why}); {self._advice()}") from why
         self._counts["opened"] += 1
-        self._opened_ns = self._returned_ns = self._last_ns = self._clock.now_ns()
+        self._returned_ns = self._last_ns = self._clock.now_ns()
         self._frames_since_open = self._lost_upstream = 0
         self._sequence_base = self._sequence
         self._told_flip = str(self._ring.source.GetOptions().get("flipMethod", ""))
@@ -194,7 +194,7 @@ class JetsonCamera:
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"zeroCopy": True, "numBuffers": self._buffers, "flipMethod": self._flip}
-        if self._csi:  # a network stream would be scaled, and its frames doubled or dropped, to what is written here
+        if self._csi:  # a network stream comes as it is sent: nothing is asked that might scale or retime it
             options |= {"width": self._size[0], "height": self._size[1], "framerate": float(self._fps)}
             options["flipMethod"] = _CSI_FLIP.get(self._flip, self._flip)
         return options
@@ -242,7 +242,8 @@ class JetsonCamera:
                 f" {self._advice()}"
             ) from why
         self._returned_ns = self._clock.now_ns()
-        if self._returned_ns - begun_ns > timeout_ms * 1_000_000 + _STRETCHED_NS:
+        # The first capture starts the pipeline, which takes its own time.
+        if ring.captured and self._returned_ns - begun_ns > timeout_ms * 1_000_000 + _STRETCHED_NS:
             # Its waits run on the wall clock. Nobody can cut one short; `silent_ms` tells of it while it lasts.
             self._counts["stretched_waits"] += 1
             log.warning("camera %s: a wait of %d ms took %d ms; the wall clock was set back", self.name, timeout_ms,
