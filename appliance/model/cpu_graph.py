@@ -4,7 +4,8 @@ Those kernels take unsigned activations, and swallow a Relu or Clip only where i
 - int8 with zero point 0 becomes uint8 with zero point 128: same scale, same rounding, same range -128..127;
 - behind Relu it becomes uint8 with zero point 0, and a Clip(0, 127) on the bytes saturates where int8 did;
 - a float Clip before Q becomes a Clip of the bytes behind it. Q is monotone, so both give Q of the nearer limit.
-What follows a Q (its DQ's float values) stays bit for bit what it was; tests/model/test_cpu_graph.py proves it.
+What follows a Q (its DQ's float values) stays bit for bit what it was; tests/model/test_cpu_graph.py proves it. Only for
+what is no number, where ONNX leaves Q open, the lower limit comes out, and not a level that the Relu or Clip forbade.
 """
 
 from __future__ import annotations
