@@ -40,6 +40,7 @@ from appliance.model.engine_cache import (
     digest_of,
     json_bytes,
     power_mode_warning,
+    slower_than_built,
     write_whole,
 )
 from appliance.model.kernel_plan import ExtremesStruct, FrameStruct, SumsStruct, kernel_plan
@@ -61,7 +62,7 @@ Progress = Callable[[str, float], None]
 
 WORKSPACES_BYTES = tuple(size << 20 for size in (1024, 512, 256, 128))
 _FREE_SHARE = 4  # tactics are tried beside weights, activations and the station: a quarter of what is free is scratch
-_WARM_RUNS, MEASURED_RUNS = 20, 300
+_WARM_RUNS, MEASURED_RUNS, _START_RUNS = 20, 300, 100
 _SILENT_S = 1800.0  # a whole build takes minutes: half an hour without one step of it is a hang
 _WAIT_S = 2.0  # between two looks whether another build is over, and between two lines that say so
 _LINE_BYTES, _TAIL_BYTES = 64 * 1024, 2000
@@ -523,13 +524,19 @@ def plan_network(
     gpu: Cuda, bundle: Bundle, plan: bytes, precision: str, probe: Probe, white_balance: Gains = NO_GAINS
 ) -> CudaNetwork:
     """The bundle on the GPU by a plan of ``ensure_engine``, the kernels loaded. In the thread of ``gpu``. Raises EngineError."""
-    from appliance.devices.engine_tensorrt import TensorRtEngine
+    return _owning(gpu, bundle, _loaded(gpu, bundle, plan, precision, probe), precision, white_balance)
 
-    engine = TensorRtEngine(plan, f"the {precision} engine of {bundle.name}", gpu.facts.capability, probe)
+
+def start_network(
+    site: Site, bundle: Bundle, ready: ReadyPlan, white_balance: Gains = NO_GAINS
+) -> tuple[CudaNetwork, str | None]:
+    """What a station runs, and a sentence where its engine is slower than when it was built. Raises EngineError."""
+    engine = _loaded(site.gpu, bundle, ready.plan, ready.precision, site.probe)
+    network = _owning(site.gpu, bundle, engine, ready.precision, white_balance)
     try:
-        return network_on(gpu, bundle, engine, precision, white_balance)
+        return network, slower_than_built(ready.figures.p50_ms, measure(site.gpu, engine, _START_RUNS).p50_ms)
     except EngineError:
-        engine.close()
+        network.close()
         raise
 
 
@@ -550,6 +557,21 @@ def network_on(
         check=checked_rows, decode=partial(decode_reduced, bundle=bundle),
         structs=Structs(FrameStruct, SumsStruct, ExtremesStruct),
     )  # fmt: skip
+
+
+def _loaded(gpu: Cuda, bundle: Bundle, plan: bytes, precision: str, probe: Probe) -> DeviceEngine:
+    from appliance.devices.engine_tensorrt import TensorRtEngine
+
+    return TensorRtEngine(plan, f"the {precision} engine of {bundle.name}", gpu.facts.capability, probe)
+
+
+def _owning(gpu: Cuda, bundle: Bundle, engine: DeviceEngine, precision: str, white_balance: Gains) -> CudaNetwork:
+    """The engine is closed with the network, and when there is none."""
+    try:
+        return network_on(gpu, bundle, engine, precision, white_balance)
+    except EngineError:
+        engine.close()
+        raise
 
 
 # --- figures ------------------------------------------------------------------------------------------------

@@ -29,12 +29,13 @@ from appliance.model.engine_cache import EngineCache, digest_of
 from appliance.model.golden import replay_all
 from appliance.model.licence import read_licence, write_licence
 from appliance.ports import EngineError
-from appliance.wiring_engines import BuildRequest, ReadyPlan, Site, ensure_engine, open_site, plan_network, workspace_bytes
+from appliance.wiring_engines import BuildRequest, ReadyPlan, Site, ensure_engine, open_site, start_network, workspace_bytes
 from appliance.wiring_models import write_bundle
 from tests.fakes import fake_pycuda, fake_tensorrt
 from tests.fakes.fake_libcuda import Gpu
+from tests.fakes.fake_tensorrt_gpu import on_gpu
 from tests.kernels.host_library import host_library
-from tests.model.tiny import SIDE, classifier, meta, tiny_bundle
+from tests.model.tiny import SIDE, classifier, meta, tensor, tiny_bundle
 
 VERSIONS = fake_tensorrt.VERSIONS
 OLD = VERSIONS[0]
@@ -48,13 +49,7 @@ MIB = 1 << 20
 def stand_ins(version: str, kernels: Any = None) -> Iterator[Gpu]:
     """PyCUDA and TensorRT on one simulated GPU."""
     gpu = Gpu(kernels)
-    hooks = fake_tensorrt.hooks(
-        on_stream=lambda handle, work: gpu.enqueue(handle, "engine", work),
-        is_capturing=lambda handle: any(one.capture for one in gpu.streams.values() if handle in (0, one.handle)),
-        on_synchronise=lambda: gpu.unsafe("cuCtxSynchronize"),
-        on_address=lambda address, nbytes: gpu.reach(gpu.primary, address, nbytes, 4),
-    )
-    with fake_pycuda.installed(gpu), fake_tensorrt.installed(version), hooks:
+    with fake_pycuda.installed(gpu), fake_tensorrt.installed(version), on_gpu(gpu):
         yield gpu
 
 
@@ -89,7 +84,10 @@ class Box:
     version: str = OLD
     l4t: str = "36.4.3"
     trouble: str = ""
+    apart: bool = False
+    """Build in a process of its own, as the product does; else in this one, which is quicker."""
     builds: int = 0
+    gpu: Gpu | None = None
 
     @property
     def data(self) -> Path:
@@ -107,8 +105,16 @@ class Box:
         return root
 
     def build(self, request: BuildRequest, progress: engines.Progress) -> None:
-        """In a process of its own, on the stand-ins."""
+        """On the stand-ins."""
         self.builds += 1
+        if not self.apart:
+            assert self.gpu is not None
+
+            def report(word: dict[str, Any]) -> None:
+                progress(word["doing"], word["share"])
+
+            engines._build(request, report, self.gpu.library, self.gpu.library, self.root())
+            return
         script = "import sys; from tests.test_engines import child; sys.exit(child(sys.argv[1:]))"
         command = (sys.executable, "-c", script, self.version, self.trouble, str(self.root()))
         engines.build_in_child(request, progress, command)
@@ -121,6 +127,7 @@ class Box:
             site.close()
 
     def open(self, gpu: Gpu) -> Site:
+        self.gpu = gpu
         kernels = (lambda facts: cubin()) if gpu.kernels is not None else None
         return open_site(kernels, gpu.library, gpu.library, self.root())
 
@@ -181,15 +188,9 @@ def starved_bundle(folder: Path) -> Bundle:
     graph = classifier()
     for one in graph.graph.initializer:
         if one.name == "image_8_scale":
-            one.CopyFrom(engines_tensor(one.name, np.float32(0.15 / 127)))
+            one.CopyFrom(tensor(one.name, np.float32(0.15 / 127)))
     levels = [105, 110, 115, 120, 130, 135, 140, 145]
     return write_bundle(folder, graph, meta(promise={"false_rejects": 0.01}), pictures(levels), "mono8")
-
-
-def engines_tensor(name: str, value: Any) -> Any:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(np.asarray(value), name)
 
 
 # --- what is built, and from what ---------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def engines_tensor(name: str, value: Any) -> Any:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_first_start_builds_float16_says_why_and_the_next_start_only_loads(box: Box, bundle: Bundle, version: str) -> None:
-    box.version = version
+    box.version, box.apart = version, True
     ready = box.ensure(bundle)
     assert ready.precision == "float16" and "INT8 does not run: no INT8 engine was licensed" in ready.told[0]
     assert ready.key.tensorrt.startswith(version[:4]) and ready.key.l4t == "36.4.3" and ready.key.module == "p3767-0005"
@@ -208,6 +209,7 @@ def test_a_first_start_builds_float16_says_why_and_the_next_start_only_loads(box
 
 def test_a_build_tells_how_far_it_is(box: Box, bundle: Bundle) -> None:
     told: list[tuple[str, float]] = []
+    box.apart = True
     with box.site() as site:
         ensure_engine(bundle, site.here, box.data, lambda *one: told.append(one), box.build)
     shares = [share for _, share in told]
@@ -221,7 +223,7 @@ def test_a_bundle_without_int8_runs_in_float16_and_wants_no_licence(box: Box, tm
 
 
 def test_a_model_that_float16_cannot_hold_runs_in_float32(box: Box, tmp_path: Path) -> None:
-    box.version = VERSIONS[1]
+    box.version, box.apart = VERSIONS[1], True
     huge = tiny_bundle(tmp_path / "huge", graph=classifier(int8=False, weight=1e5))
     ready = box.ensure(huge)
     assert ready.precision == "float32" and "float16 ends at" in " ".join(ready.told)
@@ -303,7 +305,7 @@ def test_another_power_mode_is_told_and_nothing_is_built(box: Box, bundle: Bundl
 def test_a_build_that_dies_is_told_leaves_nothing_half_and_the_next_start_builds(
     box: Box, bundle: Bundle, trouble: str, words: str
 ) -> None:
-    box.trouble = trouble
+    box.trouble, box.apart = trouble, True
     with pytest.raises(EngineError, match=f"building the float16 engine of .*{words}"):
         box.ensure(bundle)
     assert "float16.json" not in box.engine_files(bundle)
@@ -313,6 +315,7 @@ def test_a_build_that_dies_is_told_leaves_nothing_half_and_the_next_start_builds
 
 
 def test_a_rebuild_that_dies_while_storing_leaves_the_engine_that_was_there(box: Box, bundle: Bundle) -> None:
+    box.apart = True
     old = box.ensure(bundle)
     box.l4t, box.trouble = "36.5.0", ".json"
     with pytest.raises(EngineError):
@@ -322,7 +325,7 @@ def test_a_rebuild_that_dies_while_storing_leaves_the_engine_that_was_there(box:
 
 
 def test_what_libraries_print_is_not_taken_for_our_words(box: Box, bundle: Bundle) -> None:
-    box.trouble = "noise"
+    box.trouble, box.apart = "noise", True
     assert box.ensure(bundle).precision == "float16"
 
 
@@ -379,6 +382,7 @@ def test_two_builds_at_once_wait_for_each_other(box: Box, bundle: Bundle) -> Non
         if doing.startswith("waiting") and told.count(doing) == 1:
             os.close(lock)
 
+    box.apart = True
     box.build(BuildRequest(bundle.folder, "float16", 128 * MIB, box.data), progress)
     assert told[0] == "waiting for another build to end" and told[-1] == "built"
 
@@ -572,15 +576,25 @@ def test_the_plan_that_runs_reproduces_the_golden_vectors(box: Box, tmp_path: Pa
     made = tiny_bundle(tmp_path / task, task)
     with box.site(host_library()) as site:
         ready = ensure_engine(made, site.here, box.data, lambda doing, share: None, box.build)
-        network = plan_network(site.gpu, made, ready.plan, ready.precision, site.probe)
-        assert len(replay_all(network, made)) == 8
+        network, slower = start_network(site, made, ready)
+        assert slower is None and len(replay_all(network, made)) == 8
         assert network.identity["precision"] == "float16" and network.identity["engine"].startswith("tensorrt-1")
         network.close()
+
+
+def test_an_engine_that_became_slow_is_told_at_start(box: Box, bundle: Bundle) -> None:
+    with box.site(host_library()) as site:
+        ready = ensure_engine(bundle, site.here, box.data, lambda doing, share: None, box.build)
+        quick = replace(ready, figures=replace(ready.figures, p50_ms=-1.0))
+        network, slower = start_network(site, bundle, quick)
+        network.close()
+        assert slower is not None and "took -1.00 ms when it was built" in slower
 
 
 def test_another_thread_of_this_process_may_ensure_too(box: Box, bundle: Bundle) -> None:
     """inspectd's judge is no main thread."""
     done: list[ReadyPlan] = []
+    box.apart = True
     thread = threading.Thread(target=lambda: done.append(box.ensure(bundle)))
     thread.start()
     thread.join(60)
