@@ -195,7 +195,8 @@ class Cuda:
             return
         if self._context is None:
             raise EngineError("the GPU is closed")
-        self._context.push()
+        with self._told("using the GPU in another thread"):
+            self._context.push()
         try:
             yield
         finally:

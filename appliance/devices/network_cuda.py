@@ -195,7 +195,7 @@ class CudaNetwork:
         self._open = True
         self._input_name = input_name
         try:
-            self._make(input_name)
+            self._make()
         except (EngineError, MemoryRefused) as why:
             self._free()
             raise EngineError(str(why)) from why
@@ -239,13 +239,14 @@ class CudaNetwork:
             self._keep_tensors()
         else:
             self.last_input, self.last_outputs = None, {}
-        worst = self._extremes.extreme(self._wanted.low < self._wanted.high) if self._wanted.map else 0.0
-        scores, score_map = self._decode(self._whole, worst, self._shares)
-        np.copyto(self._histogram, self._counted)
+        back, marks = self._back, self._marks
+        worst = back.extremes.extreme(self._wanted.low < self._wanted.high) if self._wanted.map else 0.0
+        scores, score_map = self._decode(back.whole, worst, back.shares)
+        np.copyto(self._histogram, back.counted)
         return Findings(
             task=self._task, scores=scores, score_map=score_map, candidates=None, histogram=self._histogram,
-            total=self._sums.total, laplacian_variance=waiting.kind.plan.laplacian_variance(self._sums),
-            preprocess_ms=self._marks.milliseconds(0, 1), infer_ms=self._marks.milliseconds(1, 2),
+            total=back.sums.total, laplacian_variance=waiting.kind.plan.laplacian_variance(back.sums),
+            preprocess_ms=marks.milliseconds(0, 1), infer_ms=marks.milliseconds(1, 2),
         )  # fmt: skip
 
     def warm(self, frame: Frame, roi: Box | None) -> None:
@@ -271,8 +272,10 @@ class CudaNetwork:
             if kind.graph:  # before the engine whose kernels it names
                 kind.graph.free()
                 kind.graph = None
-        self._engine.close()
-        self._free()
+        try:
+            self._engine.close()
+        finally:
+            self._free()
 
     # --- what runs --------------------------------------------------------------------------------------------
 
@@ -297,7 +300,7 @@ class CudaNetwork:
         marks.mark(1)
         self._engine.enqueue(gpu.stream)
         self._reduce()
-        gpu.fetch(self._came_back, self._results.address)
+        gpu.fetch(self._back.array, self._results.address)
         marks.mark(2)
 
     def _capture(self, kind: _Kind) -> None:
@@ -341,49 +344,37 @@ class CudaNetwork:
 
     # --- what is made once ------------------------------------------------------------------------------------
 
-    def _make(self, input_name: str) -> None:
-        gpu, engine, structs, wanted = self._gpu, self._engine, self._structs, self._wanted
-        frame = self._mapped(ctypes.sizeof(structs.frame))
+    def _make(self) -> None:
+        gpu, engine = self._gpu, self._engine
+        frame = self._mapped(ctypes.sizeof(self._structs.frame))
         written: Any = frame.array
-        self._descriptor: Any = structs.frame.from_buffer(written)
+        self._descriptor: Any = self._structs.frame.from_buffer(written)
         self._descriptor_address = frame.address
-        places = _Places()
-        sums, extremes = places.add(ctypes.sizeof(structs.sums)), places.add(ctypes.sizeof(structs.extremes))
-        self._zeroed_bytes = extremes + ctypes.sizeof(structs.extremes)
-        whole = {name: places.add(4 * int(np.prod(engine.outputs[name]))) for name in wanted.whole}
-        count = int(np.prod(engine.outputs[wanted.map])) if wanted.map else 0
-        shares = places.add(count)
-        # One block, so that one copy brings everything back; atomics need the GPU's own memory.
-        self._results = self._device(places.end)
-        back: Any = self._mapped(places.end).array[: places.end]
-        self._came_back: U8 = back
-        self._sums: Any = structs.sums.from_buffer(back, sums)
-        self._extremes: Any = structs.extremes.from_buffer(back, extremes)
-        self._counted = np.frombuffer(self._sums.histogram, np.uint32)
-        self._histogram = np.zeros(256, np.int64)
-        self._whole = {
-            name: back[at : at + 4 * int(np.prod(engine.outputs[name]))].view(np.float32).reshape(engine.outputs[name])
-            for name, at in whole.items()
-        }
-        self._shares = back[shares : shares + count].reshape(engine.outputs[wanted.map][-2:]) if wanted.map else None
-        self._tensors = {name: self._results.address + at for name, at in whole.items()}
+        layout = _Layout(self._wanted, engine.outputs, self._structs)
+        self._results = self._device(layout.nbytes)
+        self._back = _Back(layout, self._mapped(layout.nbytes).array)
+        self._zeroed_bytes = layout.zeroed_bytes
+        self._sums_address = self._results.address + layout.sums
+        self._tensors = {name: self._results.address + at for name, at in layout.whole.items()}
         for name, shape in (*engine.inputs.items(), *engine.outputs.items()):
             if name not in self._tensors:
-                self._tensors[name] = self._device(4 * int(np.prod(shape))).address
+                self._tensors[name] = self._device(_float_bytes(shape)).address
             engine.bind(name, self._tensors[name])
-        self._sums_address = self._results.address + sums
-        self._reduce = self._reducer(count, self._results.address + shares, self._results.address + extremes)
+        self._reduce = self._reducer(layout)
+        self._histogram = np.zeros(256, np.int64)
         self._done, self._marks = gpu.done(), gpu.marks(3)
         self._held.append(self._marks)
 
-    def _reducer(self, count: int, shares: int, extremes: int) -> Callable[[], None]:
-        wanted = self._wanted
+    def _reducer(self, layout: _Layout) -> Callable[[], None]:
+        wanted, results = self._wanted, self._results.address
         if wanted.map is None:
             return _nothing
-        blocks = min(-(-count // _REDUCE_THREADS), 8 * self._gpu.facts.multiprocessors)
-        kernel = self._kernel("reduce_map", ["P", "i", "f", "f", "P", "P"])
-        source = self._tensors[wanted.map]
-        return partial(kernel.launch, (blocks, _REDUCE_THREADS), source, count, wanted.low, wanted.high, shares, extremes)
+        blocks = min(-(-layout.map_values // _REDUCE_THREADS), 8 * self._gpu.facts.multiprocessors)
+        return partial(
+            self._kernel("reduce_map", ["P", "i", "f", "f", "P", "P"]).launch, (blocks, _REDUCE_THREADS),
+            self._tensors[wanted.map], layout.map_values, wanted.low, wanted.high,
+            results + layout.shares, results + layout.extremes,
+        )  # fmt: skip
 
     def _new_kind(self, size: Size, pixel: str, roi: Box | None) -> _Kind:
         try:
@@ -462,8 +453,6 @@ class CudaNetwork:
     def _free(self) -> None:
         self._open = False
         self._kinds.clear()
-        self._whole, self._shares = {}, None  # they look into what is freed now
-        self._descriptor = self._sums = self._extremes = None
         while self._held:
             self._held.pop().free()
 
@@ -478,6 +467,44 @@ class _Places:
         at = self.end
         self.end = -(-(at + nbytes) // _ALIGNED_BYTES) * _ALIGNED_BYTES
         return at
+
+
+class _Layout:
+    """Where everything that comes back stands in one block of the GPU's memory: one copy brings it, and atomics need that
+    memory. Sums and extremes come first, so that one stroke zeroes both."""
+
+    def __init__(self, wanted: Wanted, shapes: Mapping[str, tuple[int, ...]], structs: Structs) -> None:
+        places = _Places()
+        self.structs = structs
+        self.sums, self.extremes = places.add(ctypes.sizeof(structs.sums)), places.add(ctypes.sizeof(structs.extremes))
+        self.zeroed_bytes = self.extremes + ctypes.sizeof(structs.extremes)
+        self.whole = {name: places.add(_float_bytes(shapes[name])) for name in wanted.whole}
+        self.shapes = {name: shapes[name] for name in wanted.whole}
+        self.map_shape = shapes[wanted.map][-2:] if wanted.map else None
+        self.map_values = int(np.prod(shapes[wanted.map])) if wanted.map else 0
+        self.shares = places.add(self.map_values)
+        self.nbytes = places.end
+
+
+class _Back:
+    """That block on the CPU's side, and views of it: made once, read after every run."""
+
+    def __init__(self, layout: _Layout, array: U8) -> None:
+        block: Any = array[: layout.nbytes]
+        self.array: U8 = block
+        self.sums: Any = layout.structs.sums.from_buffer(block, layout.sums)
+        self.extremes: Any = layout.structs.extremes.from_buffer(block, layout.extremes)
+        self.counted = np.frombuffer(self.sums.histogram, np.uint32)
+        self.whole: dict[str, F32] = {
+            name: block[at : at + _float_bytes(layout.shapes[name])].view(np.float32).reshape(layout.shapes[name])
+            for name, at in layout.whole.items()
+        }
+        values = block[layout.shares : layout.shares + layout.map_values]
+        self.shares: U8 | None = values.reshape(layout.map_shape) if layout.map_shape else None
+
+
+def _float_bytes(shape: tuple[int, ...]) -> int:
+    return 4 * int(np.prod(shape))
 
 
 def _layout(frame: Frame) -> tuple[int, int, int]:

@@ -551,3 +551,12 @@ def test_a_graph_is_what_capture_gives(box: Box) -> None:
     graph = box.cuda.capture(lambda: None)
     assert isinstance(graph, Graph)
     graph.free()
+
+
+def test_a_camera_that_comes_after_the_gpu_was_closed_is_told(box: Box) -> None:
+    memory = box.cuda.memory()
+    box.cuda.close()
+    with pytest.raises(MemoryRefused, match="the GPU is closed"):
+        elsewhere(lambda: memory.allocate(100, 1))
+    with pytest.raises(MemoryRefused, match="invalid device context"):
+        memory.allocate(100, 1)

@@ -370,11 +370,11 @@ def test_an_answer_after_the_deadline_is_none_and_the_gpu_has_let_go_of_the_fram
 def test_nothing_is_there_before_it_was_waited_for(box: Box, bundle: Bundle) -> None:
     network = box.network(bundle)
     look(network, camera_frame(box.memory, level=20))
-    before = bytes(network._came_back)
+    before = bytes(network._back.array)
     ticket = network.submit(camera_frame(box.memory, level=120), None)
-    assert bytes(network._came_back) == before
+    assert bytes(network._back.array) == before
     network.wait(ticket, NEVER_NS)
-    assert bytes(network._came_back) != before
+    assert bytes(network._back.array) != before
     network.close()
 
 
