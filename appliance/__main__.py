@@ -74,7 +74,21 @@ def _parser() -> argparse.ArgumentParser:
     status = verb("status", _status, "the running station, over MQTT")
     status.add_argument("-c", dest="file", type=Path, required=True)
     status.add_argument("--watch", action="store_true")
-    for name in ("teach", "engine", "usb"):
+    engine = verb("engine", _engine, "TensorRT engines of a bundle on this module")
+    engine.add_argument("action", choices=("build", "bench", "licence"))
+    engine.add_argument("bundle", type=Path)
+    engine.add_argument("--images", type=Path, help="licence: labelled images, good/ and a folder for each other class")
+    engine.add_argument("--json", type=Path)
+    engine.add_argument("-c", dest="file", type=Path, help="the station whose engines these are")
+    engine.add_argument("--data-dir", type=Path)
+    test = verb("selftest", _selftest, "the first hour with a module: what is there, what works, how fast")
+    test.add_argument("-c", dest="file", type=Path, help="the station: its cameras and bundles")
+    test.add_argument("-m", dest="bundles", type=Path, action="append", default=[], help="a bundle, beside the station's")
+    test.add_argument("--loopback", metavar="OUT,IN", help="two lines joined by a wire: gpio://PQ.05,gpio://PQ.06")
+    test.add_argument("--engine", choices=("auto", "cuda", "cpu"), help="what judges; default the station's, else auto")
+    test.add_argument("--json", type=Path)
+    test.add_argument("--data-dir", type=Path)
+    for name in ("teach", "usb"):
         verb(name, _not_built, "not built yet").add_argument("rest", nargs="*")
     return parser
 
@@ -84,6 +98,14 @@ def _paths(options: argparse.Namespace, name: str) -> Paths:
     run = options.run_dir or Path(os.environ.get("RUNTIME_DIRECTORY") or home / "run")
     data = options.data_dir or Path(os.environ.get("STATE_DIRECTORY") or home / "data")
     return Paths(run, data).make()
+
+
+def _data_dir(options: argparse.Namespace, station: str | None) -> Path:
+    """Where engines are kept: the station's data folder, or the box's."""
+    given = options.data_dir or os.environ.get("STATE_DIRECTORY")
+    if given:
+        return Path(given)
+    return Path.home() / ".local/state/appliance" / (station or "box").replace("/", "-") / "data"
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -210,6 +232,47 @@ def _inspect(options: argparse.Namespace) -> int:
     from appliance.wiring_models import inspect_paths
 
     return inspect_paths(options.bundle, options.recipe, options.paths, sys.stdout, options.json)
+
+
+def _engine(options: argparse.Namespace) -> int:
+    from appliance import wiring_engine_verbs as verbs
+    from appliance.config import ConfigError, load
+    from appliance.wiring_machine import open_gpu_site
+
+    try:
+        station = load(options.file).station if options.file else None
+    except ConfigError as why:
+        sys.stderr.write(f"{why}\n")
+        return 2
+    data_dir = _data_dir(options, station)
+    if options.action == "licence":
+        return verbs.engine_licence(
+            options.bundle, data_dir, sys.stdout, sys.stderr, open_gpu_site, options.images, options.json
+        )  # fmt: skip
+    function = verbs.engine_build if options.action == "build" else verbs.engine_bench
+    return function(options.bundle, data_dir, sys.stdout, sys.stderr, open_gpu_site, options.json)
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from appliance.config import ConfigError, find_bundle, load
+    from appliance.selftest import selftest
+    from appliance.wiring_selftest import bench_of
+
+    try:
+        station = load(options.file, data_dir=options.data_dir) if options.file else None
+        loopback = tuple(options.loopback.split(",")) if options.loopback else None
+        if loopback is not None and len(loopback) != 2:
+            raise ValueError("--loopback names two lines: gpio://OUT,gpio://IN")
+    except (ConfigError, ValueError) as why:
+        sys.stderr.write(f"{why}\n")
+        return 2
+    data_dir = _data_dir(options, station.station if station else None)
+    bundles = list(options.bundles)
+    for look in station.recipe.inspect if station else ():
+        folder = find_bundle(look.bundle, options.file, options.data_dir)
+        bundles += [folder] if folder else []
+    bench = bench_of(station, options.engine or (station.engine if station else "auto"), data_dir, SystemClock())
+    return selftest(station, bundles, loopback, bench, sys.stdout, options.json)
 
 
 def _ledger(options: argparse.Namespace) -> int:

@@ -215,6 +215,10 @@ class Network(Protocol):
         """Findings, or None when ``deadline_ns`` passed first. Raises EngineError."""
         ...
 
+    def statistics(self) -> dict[str, Any]:
+        """Figures for health: what it runs on and why, launches, copies."""
+        ...
+
     def close(self) -> None:
         """Free the engine."""
         ...

@@ -120,7 +120,7 @@ def reject_build(station: Station, paths: Paths, clock: Clock) -> RejectBuild:
     for name, address in station.outputs:
         if address is not None:
             outputs[name] = _output(name, station, address, False, None, paths, clock)
-    inputs = {role: partial(_input, role, line, paths, clock) for role, line in inputs_of(station).items()}
+    inputs = {role: partial(input_of, role, line, paths, clock) for role, line in inputs_of(station).items()}
     return RejectBuild(plan, belt_of(station), outputs, inputs)
 
 
@@ -131,6 +131,11 @@ def _output(
         from appliance.devices.output_nowhere import NowhereOutput
 
         return NowhereOutput(name, start, longest_on_ms, clock)  # photographs: there is no line to act on
+    return output_of(name, address, start, longest_on_ms, paths, clock)
+
+
+def output_of(name: str, address: Address, start: bool, longest_on_ms: int | None, paths: Paths, clock: Clock) -> Output:
+    """One digital output by its address. Raises OutputLost."""
     if address.scheme == "gpio":
         from appliance.devices.output_gpio import GpioOutput
 
@@ -160,7 +165,8 @@ def _coupler(host: str, clock: Clock) -> Any:
     return ModbusIo(host, clock)
 
 
-def _input(name: str, address: Address, paths: Paths, clock: Clock) -> Input:
+def input_of(name: str, address: Address, paths: Paths, clock: Clock) -> Input:
+    """One digital input by its address. Raises InputLost."""
     if address.scheme == "gpio":
         from appliance.devices.input_gpio import GpioInput
 
@@ -187,7 +193,7 @@ def inspect_build(station: Station, paths: Paths, clock: Clock) -> InspectBuild:
     frame_trigger = looks[0].camera if station.trigger.input.scheme == "frame" else None
     return InspectBuild(
         load=partial(load_recipe, station, paths.data),
-        cameras={name: _camera(name, camera, station, paths, clock) for name, camera in used.items()},
+        cameras={name: camera_of(name, camera, station, paths, clock) for name, camera in used.items()},
         matchers={name: matcher_of(station, name) for name in used},
         stamps={name: stamp_proof_of(station, name) for name in used},
         slot_bytes=max(camera.size[0] * camera.size[1] * 3 for camera in used.values()),
@@ -217,7 +223,7 @@ def load_recipe(station: Station, data_dir: Path | None, progress: Progress) -> 
     plan = RecipePlan(
         station.active, station.recipe.number, digest, tuple(looks), frozenset(images.keep), images.passes_every
     )
-    return Loaded(plan, watches, machine.memory)
+    return Loaded(plan, watches, machine.memory, tuple(machine.told))
 
 
 def look_of(
@@ -274,16 +280,36 @@ def stamp_proof_of(station: Station, name: str) -> StampProof:
     return StampProof(round(1e9 / frame_rate(camera)), camera.trigger == "hardware", expected_ns)
 
 
-def _camera(name: str, camera: Any, station: Station, paths: Paths, clock: Clock) -> Camera:
+def camera_of(name: str, camera: Any, station: Station, paths: Paths, clock: Clock) -> Camera:
+    """One camera by its section, not opened."""
     source: Address = camera.source
     if source.scheme == "folder":
         from appliance.devices.camera_folder import FolderCamera
 
         return FolderCamera(name, Path(source.host + source.path), frame_rate(camera), source.option("once") == "1", clock)
-    from appliance.devices.camera_twin import TwinCamera
+    if source.scheme == "twin":
+        from appliance.devices.camera_twin import TwinCamera
 
-    path = paths.twin_camera_socket(source.name)
-    return TwinCamera(name, path, source.name, camera.size, any_size(source), clock)
+        path = paths.twin_camera_socket(source.name)
+        return TwinCamera(name, path, source.name, camera.size, any_size(source), clock)
+    if source.scheme in ("csi", "rtsp"):
+        from appliance.devices.camera_jetson import JetsonCamera
+
+        return JetsonCamera(name, source.text, camera.size, camera.fps, source.option("flip", "none"), clock, camera.pixel)
+    hardware, options = camera.trigger == "hardware", dict(source.query)
+    if source.scheme == "gige":
+        from appliance.devices.camera_gige import GigeCamera, GigeOptions
+
+        return GigeCamera(
+            name, source.name, camera.size, camera.fps, camera.pixel, camera.exposure_us, camera.gain, hardware,
+            GigeOptions.from_query(options), clock,
+        )  # fmt: skip
+    from appliance.devices.camera_v4l2 import V4l2Camera
+
+    return V4l2Camera(
+        name, source.host + source.path, camera.size, camera.fps, camera.pixel, camera.exposure_us, camera.gain, hardware,
+        options, clock,
+    )  # fmt: skip
 
 
 def any_size(source: Address) -> bool:

@@ -183,6 +183,10 @@ class CpuNetwork:
             preprocess_ms=(middle - begun) / 1e6, infer_ms=(ended - middle) / 1e6,
         )  # fmt: skip
 
+    def statistics(self) -> dict[str, Any]:
+        """Figures for health: why this engine."""
+        return {"why": self.why}
+
     def close(self) -> None:
         """Free the engine."""
         self.engine.close()

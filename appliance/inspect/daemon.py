@@ -42,11 +42,13 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Loaded:
-    """The active recipe ready to judge. ``memory``: where its networks want the cameras' frames."""
+    """The active recipe ready to judge. ``memory``: where its networks want the cameras' frames; ``told``: what a person
+    should know of the engines."""
 
     recipe: RecipePlan
     watches: list[GoldenWatch]
     memory: FrameMemory
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ class Inspectd:
             self._event("model_refused", {"why": str(why)[:240]})
             return
         recipe, self._watches = loaded.recipe, loaded.watches
+        if loaded.told:
+            log.warning("%s", "; ".join(loaded.told))
+            self._event("engine", {"told": list(loaded.told)})
         self._inspector = Inspector(recipe, self._build.matchers, self._archive, self._clock)
         self._inspector.verdict_ready = self._verdict_ready
         models = {look.camera: look.network.identity for look in recipe.looks}
@@ -347,6 +352,7 @@ class Inspectd:
         if now_ns < self._health_ns:
             return
         self._health_ns = now_ns + HEALTH_NS
+        self._stamp_news()
         values: dict[str, object] = {
             name: {**camera.statistics(), "stamps": self._build.stamps[name].health()}
             for name, camera in self._build.cameras.items()
@@ -358,11 +364,19 @@ class Inspectd:
                 values["latency_ms"] = {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(recent[-1], 2)}
             values["image_health"] = self._inspector.health_figures()
             values["counts"] = self._inspector.counts
+            values["engines"] = {look.camera: look.network.statistics() for look in self._inspector.looks}
         values["archive"] = self._archive.counts
         values["frame_copies"] = self._copies_per_frame()
         values["lost_messages"] = self.lost_messages
         self._queue_report(Health("inspect", values))
 
+
+    def _stamp_news(self) -> None:
+        for camera, proof in self._build.stamps.items():
+            while proof.news:
+                text = proof.news.popleft()
+                log.warning("camera %s: %s", camera, text)
+                self._event("camera_clock", {"camera": camera, "what": text})
 
     def _copies_per_frame(self) -> int:
         """Of the worst camera since the last look, between the kernel's buffer and the engine's input (law 9)."""
