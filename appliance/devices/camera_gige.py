@@ -29,6 +29,7 @@ _SILENT_NS = 500_000_000  # from here on the control channel is asked, as often 
 _SILENT_FRAMES = 10
 _FIRST_FRAME_NS = 2_000_000_000  # a sensor may take its time to start
 _FIGURES_NS = 1_000_000_000
+_HEARTBEAT_NS = 3_100_000_000  # a camera lets go of a controller that was silent for three seconds
 _LOST_ADDRESS_TRIES = 8  # at 0.25 s: then the camera is looked for everywhere, which takes Aravis a second
 
 # GenICam's name -> (our word, how far its words of 16 bits are shifted up to be top-aligned).
@@ -43,7 +44,6 @@ _FORMATS: dict[str, tuple[str, int]] = {
         for theirs, ours in (("RG", "rggb"), ("BG", "bggr"), ("GR", "grbg"), ("GB", "gbrg")) for bits in (8, 10, 12)
     },
 }  # fmt: skip
-_NOT_COUNTED = ("cleared", "unknown", "filling")  # Aravis gives these without the number of a frame
 _STREAM_FIGURES = (
     "n_underruns", "n_missing_frames", "n_missing_packets", "n_resend_requests", "n_resent_packets", "n_duplicated_packets",
 )  # fmt: skip
@@ -190,7 +190,9 @@ class _Session:
     ask_ns: int = 0
     figures_ns: int = 0
     figures_frames: int = 0
-    first: int | None = None
+    any_frame: bool = False
+    unnumbered: int = 0
+    """Incomplete ones since the last whole frame."""
 
 
 class GigeCamera:
@@ -218,7 +220,9 @@ class GigeCamera:
         self._held: set[int] = set()
         self._sequence = 0
         self._lost_ns = 0
-        self._counts = {"frames": 0, "gaps": 0, "incomplete": 0, "duplicates": 0, "older": 0, "unread": 0, "losses": 0, "outage_ms": 0}
+        self._taken_until_ns = 0
+        kinds = ("frames", "gaps", "incomplete", "duplicates", "older", "unread", "losses", "outage_ms")
+        self._counts = dict.fromkeys(kinds, 0)
         self._incomplete: dict[str, int] = {}
         self._figures: dict[str, Any] = {}
         self._told: list[str] = []
@@ -285,7 +289,12 @@ class GigeCamera:
         raise CameraLost(f"no GigE camera answers to {self._serial}; {instead}")
 
     def _take_control(self, session: _Session, library: _Library) -> None:
-        if ask_controlled(session.address):  # Aravis would open it all the same and fail at the first setting
+        # Aravis would open a controlled camera all the same and fail at its first setting. Not asked again too soon: some
+        # cameras (Aravis's own fake is one) take the question for a sign of life of whoever held them and crashed.
+        now_ns = self._clock.now_ns()
+        if now_ns >= self._taken_until_ns and ask_controlled(session.address):
+            self._taken_until_ns = now_ns + _HEARTBEAT_NS
+        if now_ns < self._taken_until_ns:
             raise CameraLost(
                 f"GigE camera {self._serial} is controlled by another program; end that one"
                 " (after a crash the camera lets go within its heartbeat, three seconds)"
@@ -378,12 +387,11 @@ class GigeCamera:
             across, down = max(2, camera.get_x_offset_increment()), max(2, camera.get_y_offset_increment())
             camera.set_region(x // across * across, y // down * down, width, height)
         region = camera.get_region()
-        if (region[2], region[3]) != self._size:
-            bounds = f"widths to {camera.get_width_bounds()[1]} in steps of {camera.get_width_increment()}"
-            bounds += f", heights to {camera.get_height_bounds()[1]} in steps of {camera.get_height_increment()}"
+        if (region[2], region[3]) != self._size or width > whole[0] or height > whole[1]:
+            bounds = f"{whole[0]} x {whole[1]} pixels, in steps of {camera.get_width_increment()}"
             raise CameraLost(
-                f"camera {self.name} gives {region[2]} x {region[3]}, the configuration says {width} x {height};"
-                f" it has {bounds}: correct cameras.{self.name}.size"
+                f"camera {self.name} cannot give {width} x {height}; it has {bounds} and {camera.get_height_increment()}:"
+                f" correct cameras.{self.name}.size"
             )
 
     def _set_rate_and_trigger(self, session: _Session) -> float:
@@ -532,20 +540,21 @@ class GigeCamera:
         """Every number is counted once: as a frame, incomplete, or in a gap. Returns the step, 0 = not to be handed over."""
         status = buffer.get_status().value_nick
         if status != "success":
+            # Its number is not read: where the leader was lost it is that of the buffer's last use. The next whole frame tells.
+            session.unnumbered += 1
             self._counts["incomplete"] += 1
             self._incomplete[status] = self._incomplete.get(status, 0) + 1
-            if status in _NOT_COUNTED:
-                return 0
-        number = buffer.get_frame_id()
-        if session.first is None:
-            session.first = number
-        step = session.numbers.step(number)
+            return 0
+        step = session.numbers.step(buffer.get_frame_id())
         if step <= 0:
             self._counts["older" if step else "duplicates"] += 1
             return 0
-        self._counts["gaps"] += step - 1
+        if not session.any_frame:
+            step += session.unnumbered
+        self._counts["gaps"] += max(0, step - 1 - session.unnumbered)
         self._sequence += step
-        return step if status == "success" else 0
+        session.any_frame, session.unnumbered = True, 0
+        return step
 
     def _give_back(self, session_number: int, index: int) -> None:
         with self._lock:
@@ -572,7 +581,7 @@ class GigeCamera:
                 self._lost(session, f"it does not answer at {session.address}; check its power and cable")
             if not controlled:
                 self._lost(session, "it answers and knows no controller: it was restarted")
-        longest_ns = session.silent_ns if session.first is not None else max(session.silent_ns, _FIRST_FRAME_NS)
+        longest_ns = session.silent_ns if session.any_frame else max(session.silent_ns, _FIRST_FRAME_NS)
         if not self._hardware and silent_ns >= longest_ns:
             text = "it answers on the control channel; check firewall, rp_filter, packet size (MTU) and that it runs free"
             self._lost(session, f"no frame for {silent_ns / 1e9:.1f} s, but {text}", answers=True)
