@@ -491,6 +491,8 @@ class V4l2Camera:
         self._give_up_left()
         self._forget()
         self._told = {}
+        if self._options.get("stamp", "middle") not in ("start", "middle", "end"):
+            raise CameraLost(f"camera {self.name}: stamp={self._options['stamp']} is not known; write start, middle or end")
         path = self._find()
         try:
             self._device = _Device(self._system, path)
@@ -651,7 +653,7 @@ class V4l2Camera:
 
     def _exposure(self, controls: _Controls, exposure_us: float) -> None:
         setting = f"cameras.{self.name}.exposure_us"
-        unit_us = float(self._options.get("exposure_unit_us", 0))
+        unit_us = self._number("exposure_unit_us", 0)
         control = controls.find(_EXPOSURE_100US) if not unit_us else None
         if control:
             unit_us = 100.0
@@ -675,13 +677,13 @@ class V4l2Camera:
         if control is None:
             controls.notes.append("no control of the gain: it stays as the camera has it")
             return
-        unit = float(self._options.get("gain_unit", 1))
+        unit = self._number("gain_unit", 1)
         setting = f"cameras.{self.name}.gain (or ?gain_unit=…, the control's value for gain 1.0)"
         controls.put(control, self._gain * unit, setting)
 
     def _trigger(self, controls: _Controls) -> None:
         """The photo-eye fires the camera, or nothing does; a camera left waiting for an eye gives no frames."""
-        named, _, value = self._options.get("trigger", "").rpartition(":")
+        named = self._options.get("trigger", "").rpartition(":")[0]
         names = controls.naming("trigger")
         name = control_name(named) if named else next((one for one in ("trigger_mode", "trigger") if one in names), "")
         if not name and len(names) == 1:
@@ -690,13 +692,23 @@ class V4l2Camera:
         if control and not self._hardware:
             controls.put_if_there(control.default_value if named else 0, name)
         elif control:
-            controls.put(control, float(value) if named else 1, f"cameras.{self.name}.trigger: hardware")
+            controls.put(control, self._number("trigger", 0) if named else 1, f"cameras.{self.name}.trigger: hardware")
         elif self._hardware:
             found = f"controls named so: {', '.join(names)}" if names else "no control of it is named trigger"
             raise CameraLost(
                 f"camera {self.name} shows no way to be fired by the photo-eye ({found}); write ?trigger=CONTROL:VALUE behind"
                 " its address, or trigger: free-run"
             )
+
+    def _number(self, option: str, default: float) -> float:
+        """What stands behind an option, or behind its last colon. Raises CameraLost."""
+        if option not in self._options:
+            return default
+        text = self._options[option].rpartition(":")[2]
+        try:
+            return float(text)
+        except ValueError:
+            raise CameraLost(f"camera {self.name}: {option}={self._options[option]} is no number; correct its address") from None
 
     # --- buffers ------------------------------------------------------------------------------------------------------
 

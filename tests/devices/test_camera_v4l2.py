@@ -382,6 +382,24 @@ def test_a_camera_that_forgets_its_controls_at_the_start_is_a_loss() -> None:
         Bench(usb(forgets=True)).open()
 
 
+def test_a_control_that_does_not_move_is_told_where_it_is_no_setting_of_ours() -> None:
+    bench = Bench(usb())
+    bench.fake.of(fake.PRIORITY).follows = (fake.EXPOSURE_MODE, 3)  # some cameras let it go only while they are automatic
+    camera = bench.open()
+    assert any("holds exposure_dynamic_framerate = 1 where 0 was set" in note for note in camera.statistics()["controls"])
+    take(camera)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"gain_unit": "x"}, "gain_unit=x is no number"), ({"trigger": "trigger_mode:on"}, "trigger=trigger_mode:on is no number"),
+     ({"stamp": "sof"}, "stamp=sof is not known; write start, middle or end")],
+)  # fmt: skip
+def test_an_option_that_makes_no_sense_is_a_loss_in_words(options: dict[str, str], word: str) -> None:
+    with pytest.raises(CameraLost, match=word):
+        Bench(tegra()).open(hardware_trigger=True, options=options, **TEGRA)
+
+
 def test_the_photo_eye_fires_the_camera_by_its_trigger_control() -> None:
     bench = Bench(tegra())
     camera = bench.open(hardware_trigger=True, **TEGRA)
