@@ -20,8 +20,8 @@ Shape = tuple[Any, ...]  # a size that is not fixed is a word
 
 
 class PreparedFrame(Protocol):
-    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics, which may come later: until
-    ``histogram`` and ``laplacian_variance`` were asked for, the frame may still be read."""
+    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics, worked out when asked for at the
+    latest: ask while the frame is ours."""
 
     @property
     def tensor(self) -> F32: ...
@@ -170,16 +170,12 @@ class CpuNetwork:
             raise EngineError(str(why)) from why
         middle = now_ns()
         self.last_input = prepared.tensor
-        try:
-            self.last_outputs = self.engine.run(self._input, prepared.tensor[None])
-            scores, score_map = self._decode(self.last_outputs)
-        finally:
-            # Who works out the statistics beside us still reads the frame, which is its camera's after this call.
-            histogram, sharpness = prepared.histogram, prepared.laplacian_variance
+        self.last_outputs = self.engine.run(self._input, prepared.tensor[None])
+        scores, score_map = self._decode(self.last_outputs)
         ended = now_ns()
         return Findings(
-            task=self._task, scores=scores, score_map=score_map, candidates=None, histogram=histogram,
-            total=prepared.total, laplacian_variance=sharpness,
+            task=self._task, scores=scores, score_map=score_map, candidates=None, histogram=prepared.histogram,
+            total=prepared.total, laplacian_variance=prepared.laplacian_variance,
             preprocess_ms=(middle - begun) / 1e6, infer_ms=(ended - middle) / 1e6,
         )  # fmt: skip
 

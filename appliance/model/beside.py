@@ -2,7 +2,8 @@
 
 A histogram of 1280 x 1024 bytes takes a core as long as some networks do (0.7 ms), and no library of ours counts faster.
 On a busy machine the thread may not come to its turn for milliseconds, so nobody ever waits for it: what is not done
-when it is asked for is done by whoever asks.
+when it is asked for is done by whoever asks. It may then still be looking at a frame that was given back: nobody asks for what it
+finds, and its reference keeps the memory mapped.
 """
 
 from __future__ import annotations

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import load_from_string
 
+from appliance import wiring_models
 from appliance.devices.memory_plain import PlainMemory
-from appliance.model.bundle import Bundle
+from appliance.devices.network_cpu import Engine
+from appliance.model.bundle import Bundle, BundleError, load_bundle
 from appliance.model.golden import frame_of
+from appliance.model.preprocess import at_once
 from appliance.ports import EngineError, Frame, FrameMemory, Network
-from appliance.wiring_models import cpu_network
-from tests.model.tiny import SIDE, frames, tiny_bundle
+from appliance.wiring_models import cpu_engine, cpu_network, network_on
+from tests.model.tiny import SIDE, classifier, frames, tiny_bundle
 
 NEVER_NS = 2**62
+SHIPPED = Path(__file__).resolve().parents[2] / "models/cap-28mm"
 
 
 def test_a_frame_in_findings_out(bundle: Bundle) -> None:
@@ -65,6 +70,64 @@ def test_the_same_frame_gives_the_same_bits(bundle: Bundle) -> None:
     first = [network.wait(network.submit(frame_of(one, "mono8"), None), NEVER_NS) for one in frames()]
     second = [network.wait(network.submit(frame_of(one, "mono8"), None), NEVER_NS) for one in frames()]
     assert all(one is not None and two is not None and np.array_equal(one.scores, two.scores) for one, two in zip(first, second))
+
+
+def test_results_come_into_the_same_arrays_and_nothing_is_made_anew(bundle: Bundle) -> None:
+    network = cpu_network(bundle)
+    network.wait(network.submit(frame_of(frames()[0], "mono8"), None), NEVER_NS)
+    first, given = network.last_outputs["scores"], network.last_input
+    network.wait(network.submit(frame_of(frames()[-1], "mono8"), None), NEVER_NS)
+    assert network.last_outputs["scores"] is first and network.last_input is not None and given is not None
+    assert network.last_input.ctypes.data == given.ctypes.data
+
+
+def test_a_tensor_at_another_place_is_found(bundle: Bundle) -> None:
+    engine = Engine(bundle.onnx.read_bytes(), "tiny")
+    places = [np.full((1, 1, SIDE, SIDE), level, np.float32) for level in (-0.4, 0.0, 0.4)]
+    apart = [engine.run("image", one)["scores"].copy() for one in (*places, *places)]
+    assert all(np.array_equal(one, two) for one, two in zip(apart[:3], apart[3:]))
+    assert [int(one.argmax()) for one in apart[:3]] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("pixel", ["mono8", "bgr8"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_thread_beside_changes_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixel: str, channels: int
+) -> None:
+    made = tiny_bundle(tmp_path / "b", "classify", channels)
+    two_threads = cpu_network(made)
+    monkeypatch.setattr(wiring_models, "_beside", lambda: at_once)
+    one_thread = cpu_network(made)
+    rng = np.random.default_rng(3)
+    for number in range(20):
+        shape = (400 + number, 330) if pixel == "mono8" else (400 + number, 330, 3)
+        frame = frame_of(rng.integers(0, 256, shape).astype(np.uint8), pixel)
+        one, two = (network.wait(network.submit(frame, None), NEVER_NS) for network in (one_thread, two_threads))
+        assert one is not None and two is not None and np.array_equal(one.scores, two.scores)
+        assert np.array_equal(one.histogram, two.histogram) and int(one.histogram.sum()) == shape[0] * shape[1]
+        assert (one.total, one.laplacian_variance) == (two.total, two.laplacian_variance)
+
+
+def test_a_model_that_is_not_the_bundles_is_refused_in_words(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"takes image \[1, 3, 32, 32\]; model.yaml says image \[1, 1, 32, 32\]"):
+        network_on(bundle, Engine(classifier(3).SerializeToString(), "tiny"), "tried")
+    with pytest.raises(EngineError, match="is not a model that can be run"):
+        cpu_engine(b"no model", "b.onnx")
+
+
+def test_the_engine_runs_the_graph_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    class Told(Engine):
+        def __init__(self, onnx: bytes, what: str) -> None:
+            given.append(load_from_string(onnx))
+            super().__init__(onnx, what)
+
+    monkeypatch.setattr(wiring_models, "Engine", Told)
+    monkeypatch.setattr(wiring_models.engine_openvino, "installed", lambda: False)
+    network = cpu_network(load_bundle(SHIPPED))
+    assert any(node.op_type == "Clip" for node in given[0].graph.node)
+    assert network.why == "OpenVINO is not installed"
 
 
 def test_a_ticket_that_does_not_wait_is_an_error(bundle: Bundle) -> None:
