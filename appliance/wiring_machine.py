@@ -13,7 +13,7 @@ from appliance.ports import EngineError, FrameMemory
 
 if TYPE_CHECKING:
     from appliance.devices.cuda import GpuFacts
-    from appliance.wiring_engines import Site
+    from appliance.wiring_engines import Builder, Site
 
 _PACKAGE = Path(__file__).resolve().parent
 # Beside their source on a box, where the package's build puts them; in the tree where ./build.sh kernels leaves them.
@@ -58,9 +58,9 @@ class CpuMachine:
 class GpuMachine:
     """TensorRT on this module's GPU, in the thread that makes it."""
 
-    def __init__(self, data_dir: Path, site: Site) -> None:
-        """``data_dir``: where engines are kept; ``site``: the GPU, opened in this thread."""
-        self._data_dir, self._site = data_dir, site
+    def __init__(self, data_dir: Path, site: Site, build: Builder | None = None) -> None:
+        """``data_dir``: where engines are kept; ``site``: the GPU, opened in this thread; ``build`` None: in a child."""
+        self._data_dir, self._site, self._build = data_dir, site, build
         self.memory: FrameMemory = self._site.gpu.memory()
         self.told: list[str] = []
 
@@ -68,7 +68,7 @@ class GpuMachine:
         """The engine that may run (licensed INT8, else float16), built first where it is missing; measured again."""
         from appliance.wiring_engines import ensure_engine, start_network
 
-        ready = ensure_engine(bundle, self._site.here, self._data_dir, progress)
+        ready = ensure_engine(bundle, self._site.here, self._data_dir, progress, self._build)
         network, slower = start_network(self._site, bundle, ready, white_balance)
         self.told += [f"{bundle.name}: {text}" for text in (*ready.told, *((slower,) if slower else ()))]
         return network

@@ -406,9 +406,14 @@ def _reqbufs(node: _Node, raw: bytes) -> bytes:
     node.memory_kind = memory
     count = min(count, camera.most_buffers)
     pages = -(-node.size_image // mmap.PAGESIZE) * mmap.PAGESIZE
-    node.buffers = [_Buffer((ctypes.c_uint8 * pages)() if memory == _MMAP else None) for _ in range(count)]
+    node.buffers = [_Buffer(_pages_of_the_driver(pages) if memory == _MMAP else None) for _ in range(count)]
     node.incoming, node.done = [], []
     return struct.pack("<IIIIB3x", count, kind, memory, 0x33, 0)
+
+
+def _pages_of_the_driver(nbytes: int) -> Any:
+    """Whole pages that can be mapped again, as a device may want to."""
+    return (ctypes.c_uint8 * nbytes).from_buffer(mmap.mmap(-1, nbytes))
 
 
 def _buffer_bytes(node: _Node, index: int) -> bytes:
