@@ -147,15 +147,14 @@ class JetsonCamera:
                 self._counts["held_back"] += 1
                 self._last_ns = self._clock.now_ns()  # the silence is ours
                 return None
-            fresh = self._clock.now_ns() - self._returned_ns <= _STALE_NS
-            image = self._capture(ring, math.ceil(left_ns / 1e6) if fresh else 0)
-            if image is not None and fresh:
-                return self._frame(ring, image)
-            if image is not None:
-                self._counts["stale"] += 1
+            if self._clock.now_ns() - self._returned_ns > _STALE_NS:
+                self._throw_away(ring)
                 continue
+            image = self._capture(ring, math.ceil(left_ns / 1e6))
+            if image is not None:
+                return self._frame(ring, image)
             self._watch_silence()
-            if fresh and self._clock.now_ns() >= deadline_ns:
+            if self._clock.now_ns() >= deadline_ns:
                 return None
 
     def close(self) -> None:
@@ -252,6 +251,15 @@ class JetsonCamera:
             ring.captured += 1
             self._last_ns = self._returned_ns
         return image
+
+    def _throw_away(self, ring: _Ring) -> None:
+        """What waited while this thread was away: nobody knows when it came. Then the pipeline is empty, and what it lost
+        can be counted whole, unless a frame came just now."""
+        received = ring.source.GetFrameCount()
+        if self._capture(ring, 0) is not None:
+            self._counts["stale"] += 1
+        if ring.source.GetFrameCount() == received:
+            self._lost_upstream = max(self._lost_upstream, received - ring.captured)
 
     def _frame(self, ring: _Ring, image: Any) -> Frame:
         """The image as a frame, once the GPU has converted it. Raises CameraLost."""

@@ -369,6 +369,17 @@ def test_trap_5_what_waited_while_nothing_was_fetched_is_not_stamped_as_new(worl
     assert camera.statistics()["stale"] == 1 and frame.sequence == held[-1].sequence + 2
 
 
+def test_what_the_pipeline_lost_while_nothing_was_fetched_is_counted_whole(world: World, camera: JetsonCamera) -> None:
+    last = shown(world, camera, 1)
+    for value in (2, 3, 4):
+        world.pass_time(30)
+        world.sensors[CSI].show(scene(value))
+    world.pass_time(30)
+    frame = shown(world, camera, 5)
+    assert pixels(frame)[1, 1, 0] == 5 and frame.sequence == last.sequence + 4
+    assert (camera.statistics()["gaps"], camera.statistics()["stale"]) == (3, 1)
+
+
 def test_trap_5_a_release_from_another_thread_lets_a_waiting_camera_go_on(world: World, utils: Any) -> None:
     world.sensor(CSI)
     camera = camera_of(world, buffers=1)
