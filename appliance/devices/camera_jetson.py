@@ -101,9 +101,10 @@ class JetsonCamera:
         """``address``: ``csi://0`` or ``rtsp://…``; ``size``: width, height as delivered; ``flip``: one of FLIPS, as seen
         from the sensor (``none`` = as the sensor sees it)."""
         self.name = name
-        self._address, self._size, self._fps, self._flip = address, size, fps, flip
+        self._size, self._fps, self._flip = size, fps, flip
         self._clock, self._pixel, self._buffers = clock, pixel, buffers
         self._csi = address.startswith("csi://")
+        self._address = address.partition("?")[0] if self._csi else address  # a sensor's options are ours, a stream's its own
         self._shown = re.sub(r"//[^/@]*@", "//…@", address)  # a password is not for logs
         self._silent_ns = max(_SILENT_NS, round(_SILENT_FRAMES * 1e9 / fps))
         self._library: Any = None

@@ -202,6 +202,13 @@ def test_what_the_library_would_silently_do_otherwise_is_refused(world: World, u
         camera_of(world, **others).open(PlainMemory())
 
 
+def test_the_library_is_given_no_options_of_ours_and_all_of_the_streams(world: World, utils: Any) -> None:
+    world.sensor(CSI)
+    world.sensor(RTSP + "?channel=2")
+    camera_of(world, CSI + "?flip=rotate-180", flip="rotate-180").open(PlainMemory())
+    camera_of(world, RTSP + "?channel=2").open(PlainMemory())
+
+
 def test_a_network_stream_is_neither_scaled_nor_retimed(world: World, utils: Any) -> None:
     camera = camera_of(world, RTSP)
     assert not {"width", "height", "framerate"} & set(camera._options())
