@@ -33,11 +33,12 @@ class NoCompiler(Exception):
 def host_library(folder: Path, sources: Path = SOURCES, *, optimise: bool = True) -> ctypes.CDLL:
     """Make the library of ``sources`` in ``folder``, once per content, and load it. Raises NoCompiler.
 
-    ``run_gather(name, blocks, frame, plan, halved, sums) -> int`` (1: no such kernel); ``run_sample(words, blocks, plan,
-    channels, halved, rows, row_shares, columns, column_shares, tensor, sums)``; ``run_reduce_map(blocks, map, count, low,
-    high, shares, extremes)``; ``take_bytes_read() -> int`` of frames since the last call; ``count_each_byte(times, start,
-    bytes)``: how often each byte of memory was read, into u8; ``set_threads(count, last_first)`` of each block;
-    ``sizes(which) -> int`` of Frame, Plan, Sums, Extremes. Names as bytes, pointers as an address or a ctypes pointer."""
+    ``run_gather(name, blocks, frame, plan, halved, sums) -> int`` (1: no such kernel; 2: a tile is larger than shared
+    memory); ``run_sample(words, blocks, plan, channels, halved, rows, row_shares, columns, column_shares, tensor, sums)``;
+    ``run_reduce_map(blocks, map, count, low, high, shares, extremes)``; ``take_bytes_read() -> int`` of frames since the
+    last call; ``count_each_byte(times, start, bytes)``: how often each byte of memory is read, into u8;
+    ``set_threads(count, last_first)`` of each block; ``sizes(which) -> int`` of Frame, Plan, Sums, Extremes. Names as
+    bytes, pointers as an address or a ctypes pointer."""
     return load(build(folder, sources, optimise=optimise))
 
 

@@ -34,6 +34,7 @@
 #define SPEAKS_FOR_WARP ((threadIdx.x & 31) == 0)
 #define float_bits(value) __float_as_uint(value)
 #define COUNT_READ(at, bytes)
+#define RETURN_UNLESS(truth)
 #endif
 
 typedef unsigned char u8;
@@ -480,12 +481,15 @@ DEVICE void gather(const Frame *frame, const Plan &p, Stored *halved, Sums *sums
     SYNC();
     Frame f = next;
     u64 total = 0;
+    int channels = !Format::COLOUR || p.channels == 1 ? 1 : 3;
+    RETURN_UNLESS(p.halvings < 2 || channels * (p.tile_columns / 2) * (p.tile_rows / 2) * sizeof(Stored) <= FIRST_BYTES);
     int down = (p.image_height + p.tile_rows - 1) / p.tile_rows;
     int tiles = down * ((p.image_width + p.tile_columns - 1) / p.tile_columns);
     int begin = (int)((i64)tiles * blockIdx.x / gridDim.x), end = (int)((i64)tiles * (blockIdx.x + 1) / gridDim.x);
 #pragma unroll 1
     for (int at = begin; at < end; ++at) {
         Tile t = tile_at<Format>(p, at / down * p.tile_columns, at % down * p.tile_rows);
+        RETURN_UNLESS(Staged(raw, f, t).stride * (t.picture.count + t.chroma.count) <= RAW_BYTES);
         int kept_line = 0, kept = at > begin && t.row ? keep<Format>(f, p, t, raw, &kept_line) : 0;
         SYNC();
         stage(f, t, raw, kept_line, kept);
@@ -501,7 +505,7 @@ DEVICE void gather(const Frame *frame, const Plan &p, Stored *halved, Sums *sums
             SYNC();
             Level<Stored> from = to;
             to = Level<Stored>(p, t, halvings, first, second, halved);
-            halve(from, to, t.columns >> halvings, t.rows >> halvings, !Format::COLOUR || p.channels == 1 ? 1 : 3);
+            halve(from, to, t.columns >> halvings, t.rows >> halvings, channels);
         }
         SYNC();
     }

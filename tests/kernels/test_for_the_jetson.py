@@ -21,6 +21,7 @@ def test_each_chip_gets_its_cubin_without_a_spill(tmp_path: Path) -> None:
     for file, kernels in told.items():
         assert len(kernels) == KERNELS, file
         assert all(0 < used.registers <= 64 for used in kernels.values()), "at most 64, so that 1,024 threads fit"
+        assert all(used.shared_bytes <= 36864 for used in kernels.values()), "four blocks fit into Orin's 164 KiB"
     ptx = next(path for path in tmp_path.iterdir() if path.suffix == ".ptx").read_text(errors="replace")
     assert ".target sm_80" in ptx and ptx.count(".entry") == KERNELS
 

@@ -131,7 +131,7 @@ def columns_shared(plan: KernelPlan) -> int:
     return 0
 
 
-@pytest.mark.parametrize("pixel", FORMATS)
+@pytest.mark.parametrize("pixel", ["mono12", "rgb8", "nv12", "yuyv", "uyvy", "bayer_gbrg8", "bayer_rggb12"])
 @pytest.mark.parametrize("roi", ROIS)
 def test_more_blocks_read_only_their_first_lines_again(host: ctypes.CDLL, pixel: str, roi: Box) -> None:
     """Each block that begins within a column of tiles: two rows of a Bayer picture, one chroma row under an odd ROI."""
@@ -173,6 +173,16 @@ def test_every_tile_fits_into_the_shared_memory(pixel, width, height, target, cu
     assert f"RAW_BYTES = {planning._RAW_BYTES}," in source and f"FIRST_BYTES = {planning._FIRST_BYTES}," in source
     if plan.gather.startswith("bayer") or (plan.gather == "nv12" and y % 2):
         assert struct.tile_rows >= 16, "rows read again are at most 2 of 16"
+
+
+@pytest.mark.parametrize(("target", "times"), [((300, 16), 4), ((80, 16), 4)])
+def test_a_tile_that_does_not_fit_is_told_before_it_is_read(host: ctypes.CDLL, target: Any, times: int) -> None:
+    size, pitch = (1280, 64), 3840
+    plan, memory = kernel_plan(size, "rgb8", None, spec_of(target)), frame_of("rgb8", size, pitch)
+    plan.struct.tile_rows *= times
+    frame, halved, sums = FrameStruct(memory.ctypes.data, pitch), np.zeros(plan.halved_bytes, np.uint8), SumsStruct()
+    told = host.run_gather(b"rgb8", 1, ctypes.byref(frame), ctypes.byref(plan.struct), halved.ctypes.data, ctypes.byref(sums))
+    assert told == 2 and not halved.any()
 
 
 def test_the_launch_fills_the_chip_and_no_more() -> None:
