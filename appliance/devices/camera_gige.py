@@ -6,7 +6,6 @@ there is asked beside it, by two packets of the GigE Vision control protocol: wh
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import ipaddress
 import logging
@@ -24,7 +23,8 @@ from appliance.ports import CameraLost, Clock, Frame, FrameBuffer, FrameMemory, 
 
 log = logging.getLogger("appliance.camera")
 
-_BUFFERS = 12  # two with the judge, a few waiting for their trigger, at least eight with Aravis
+_MOST_HELD = 2
+_BUFFERS = 12  # so ten at least lie with Aravis: at 1,000 frames a second it had none left after 12 ms of a busy machine
 _SILENT_NS = 500_000_000  # from here on the control channel is asked, as often again
 _SILENT_FRAMES = 10
 _FIRST_FRAME_NS = 2_000_000_000  # a sensor may take its time to start
@@ -181,6 +181,7 @@ class _Session:
     pixel: str = ""
     shift: int = 0
     row_bytes: int = 0
+    payload: int = 0
     stamp_shift_ns: int = 0
     silent_ns: int = 0
     numbers: FrameNumbers = field(default_factory=FrameNumbers)
@@ -221,7 +222,7 @@ class GigeCamera:
         self._sequence = 0
         self._lost_ns = 0
         self._taken_until_ns = 0
-        kinds = ("frames", "gaps", "incomplete", "duplicates", "older", "unread", "losses", "outage_ms")
+        kinds = ("frames", "gaps", "incomplete", "no_buffer", "duplicates", "older", "unread", "losses", "outage_ms")
         self._counts = dict.fromkeys(kinds, 0)
         self._incomplete: dict[str, int] = {}
         self._figures: dict[str, Any] = {}
@@ -383,7 +384,7 @@ class GigeCamera:
         camera.set_region(0, 0, width, height)  # else the old offset may leave no room
         whole = camera.get_sensor_size()
         x, y = (max(0, side - own) // 2 for side, own in zip((whole[0], whole[1]), self._size))
-        if camera.is_region_offset_available():
+        if camera.is_feature_available("OffsetX") and camera.is_feature_available("OffsetY"):
             across, down = max(2, camera.get_x_offset_increment()), max(2, camera.get_y_offset_increment())
             camera.set_region(x // across * across, y // down * down, width, height)
         region = camera.get_region()
@@ -442,7 +443,7 @@ class GigeCamera:
     # --- stream -----------------------------------------------------------------------------------------------------
 
     def _start_stream(self, session: _Session, library: _Library, memory: FrameMemory) -> None:
-        payload = int(session.camera.get_payload())
+        payload = session.payload = int(session.camera.get_payload())
         if payload < session.row_bytes * self._size[1]:
             raise CameraLost(f"camera {self.name} sends {payload} bytes a frame, {session.format} of {self._size} has more")
         if memory is not self._memory_from or len(self._memory[0].memory) < payload:
@@ -483,7 +484,7 @@ class GigeCamera:
         resend = session.stream.get_property("packet-resend")
         self._figures = {
             "memory": text, "pixel": f"{session.pixel} ({session.format})", "packet_bytes": self._packet_bytes,
-            "packet_resend": resend.value_nick, "address": session.address,
+            "packet_resend": resend.value_nick, "address": session.address, "fps": 0.0,
         }  # fmt: skip
 
     # --- frames -----------------------------------------------------------------------------------------------------
@@ -510,8 +511,7 @@ class GigeCamera:
 
     def _take(self, session: _Session, buffer: Any, now_ns: int) -> Frame | None:
         """A buffer's frame; None, counted and given back when it is not whole or not new. Raises CameraLost."""
-        step = self._account(session, buffer)
-        if not step:
+        if not self._account(session, buffer) or not self._room():
             session.stream.push_buffer(buffer)
             return None
         width, height = buffer.get_image_width(), buffer.get_image_height()
@@ -521,7 +521,7 @@ class GigeCamera:
                 f" {self._size[0]} x {self._size[1]} {session.format} was set; did another program change it?"
             )
         index = session.index[buffer]
-        pitch = session.row_bytes + buffer.get_image_padding()[0]
+        pitch = session.row_bytes + self._padding(session, buffer)
         memory = self._memory[index].memory[: pitch * height]
         if session.shift:
             words = np.frombuffer(memory[: len(memory) // 2 * 2], "<u2")
@@ -536,25 +536,38 @@ class GigeCamera:
             functools.partial(self._give_back, session.number, index), "driver" if stamp_ns else "none",
         )  # fmt: skip
 
-    def _account(self, session: _Session, buffer: Any) -> int:
-        """Every number is counted once: as a frame, incomplete, or in a gap. Returns the step, 0 = not to be handed over."""
+    def _padding(self, session: _Session, buffer: Any) -> int:
+        """Bytes between rows. JetPack 6 has Aravis 0.8.20, which does not tell them: rows are then an equal share each."""
+        if hasattr(buffer, "get_image_padding"):
+            return int(buffer.get_image_padding()[0])
+        share, rest = divmod(session.payload, self._size[1])
+        return 0 if rest else share - session.row_bytes
+
+    def _room(self) -> bool:
+        """Whether the judge may hold one more; a frame for which there is no room is counted."""
+        room = len(self._held) < _MOST_HELD
+        self._counts["no_buffer"] += not room
+        return room
+
+    def _account(self, session: _Session, buffer: Any) -> bool:
+        """Every number is counted once: in a gap, incomplete, or by who asked. Whether this is a whole frame, and a new one."""
         status = buffer.get_status().value_nick
         if status != "success":
             # Its number is not read: where the leader was lost it is that of the buffer's last use. The next whole frame tells.
             session.unnumbered += 1
             self._counts["incomplete"] += 1
             self._incomplete[status] = self._incomplete.get(status, 0) + 1
-            return 0
+            return False
         step = session.numbers.step(buffer.get_frame_id())
         if step <= 0:
             self._counts["older" if step else "duplicates"] += 1
-            return 0
+            return False
         if not session.any_frame:
             step += session.unnumbered
         self._counts["gaps"] += max(0, step - 1 - session.unnumbered)
         self._sequence += step
         session.any_frame, session.unnumbered = True, 0
-        return step
+        return True
 
     def _give_back(self, session_number: int, index: int) -> None:
         with self._lock:
@@ -624,8 +637,8 @@ class GigeCamera:
         self._refresh_figures(session, session.figures_ns + _FIGURES_NS)
 
     def statistics(self) -> dict[str, Any]:
-        """``gaps``: numbers that never came; ``unread``: whole frames thrown away at closing; ``outage_ms``: without a camera,
-        where nobody numbers frames; ``stream``: Aravis's figures."""
+        """``gaps``: numbers that never came; ``no_buffer``: whole, but the judge held two; ``unread``: whole, thrown away at
+        closing; ``outage_ms``: without a camera, where nobody numbers frames; ``stream``: Aravis's figures."""
         return {
             **self._counts, "incomplete_by": dict(self._incomplete), "held": len(self._held), **self._figures,
             "told": list(self._told),
@@ -681,7 +694,7 @@ def _pixel_bytes(pixel: str) -> int:
 
 def _address_of(memory: memoryview) -> int:
     """Where the CPU finds a buffer's first byte."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return int(np.frombuffer(memory, np.uint8).ctypes.data)
 
 
 def _is_address(name: str) -> bool:

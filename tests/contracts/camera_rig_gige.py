@@ -13,18 +13,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from appliance.clock import SystemClock
 from appliance.devices.camera_gige import GigeCamera, GigeOptions, ask_identity
-from appliance.devices.memory_plain import PlainMemory
+from appliance.ports import Frame
+from tests.contracts.camera_rigs import CLOCK, FPS, MS, register
 from tests.contracts.rigs import until
 
 PROGRAM = "arv-fake-gv-camera-0.8"
 ADDRESS = "127.0.0.1"  # the port is fixed by the protocol, so only one can be there
 FIRST_NUMBER = 65401  # it begins shortly before the wrap
 EXPOSURE_US, GAIN = 10_000.0, 0.0  # here a pixel of its pattern is (x + y + number of the frame) % 255
-CLOCK = SystemClock()
 _DISTRIBUTION = Path("/usr/lib/python3/dist-packages/gi")
 
 
@@ -79,6 +79,10 @@ class FakeGige:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(self._answers)
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None
+
     def kill(self) -> None:
         """As when its plug is pulled."""
         if self._process:
@@ -105,24 +109,64 @@ def gige_camera(serial: str = ADDRESS, **other: Any) -> GigeCamera:
     return GigeCamera("top", serial, **{**wishes, **other})
 
 
-class GigeRig:
-    """A GigE camera for the contract of all cameras."""
+class _Watched(GigeCamera):
+    """Notes which number each frame had when it was handed over: its buffer may be overwritten later, were it wrong."""
 
-    word = ADDRESS
+    numbers: dict[int, int]
+
+    def next_frame(self, timeout_s: float) -> Frame | None:
+        frame = super().next_frame(timeout_s)
+        if frame is not None:
+            self.numbers[frame.sequence] = frame.memory[0]
+        return frame
+
+
+class GigeRig:
+    """It runs by itself. Its clock is the machine's wall clock, its stamps lie on the grid of its rate."""
+
+    size, pixel, pitch, limited, near_ns, hardware = (64, 64), "mono8", 64, True, 50 * MS, False  # a busy machine is late
 
     def __init__(self, folder: Path) -> None:
         gige_or_skip()
+        self.edges: list[int] = []
+        self._numbers: dict[int, int] = {}
+        self._made: list[GigeCamera] = []
         self._fake = FakeGige()
-        self.memory = PlainMemory()
 
     def camera(self) -> GigeCamera:
-        return gige_camera(fps=100)
+        made = _Watched("top", ADDRESS, self.size, FPS, self.pixel, EXPOSURE_US, GAIN, False, GigeOptions(stamp="middle"), CLOCK)
+        made.numbers = self._numbers
+        self._made.append(made)
+        return made
 
-    def lose(self) -> None:
-        self._fake.kill()
+    def expose(self, count: int) -> None:
+        pass
+
+    def truth(self, frame: Frame) -> int:
+        now_ns = CLOCK.now_ns()
+        return frame.time_ns - (CLOCK.wall_us(now_ns) * 1000 - now_ns)
+
+    def shown(self, frame: Frame) -> bytes:
+        y, x = np.mgrid[: self.size[1], : self.size[0]]
+        return ((x + y + self._numbers[frame.sequence]) % 255).astype(np.uint8).tobytes()
+
+    def idle(self) -> None:
+        session = self._made[-1]._session
+        assert session is not None
+        session.camera.stop_acquisition()
+
+    def lose(self, how: str) -> None:
+        if how == "silent":
+            self.idle()
+        else:
+            self._fake.kill()
 
     def restore(self) -> None:
-        self._fake.start()
+        if not self._fake.runs:
+            self._fake.start()
 
     def close(self) -> None:
         self._fake.close()
+
+
+register("gige", GigeRig, losses=("killed", "silent"))
