@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,8 @@ from appliance.devices.engine_openvino import OpenVinoEngine
 from appliance.devices.network_cpu import CpuNetwork, Engine, InferenceEngine
 from appliance.inspect import offline
 from appliance.inspect.decode import decode
-from appliance.model.beside import SecondThread
 from appliance.model.bundle import Bundle, BundleError
-from appliance.model.preprocess import NO_GAINS, Beside, Gains, at_once
+from appliance.model.preprocess import NO_GAINS, Gains
 from appliance.model.preprocess_cv2 import FastPreprocess
 from appliance.ports import EngineError
 
@@ -56,7 +54,7 @@ def network_on(bundle: Bundle, engine: InferenceEngine, why: str, white_balance:
             task=bundle.task,
             input_name=bundle.input.tensor,
             input_shape=(1, bundle.input.channels, height, width),
-            prepare=FastPreprocess(bundle.input, white_balance, _beside()),
+            prepare=FastPreprocess(bundle.input, white_balance),
             decode=partial(decode, bundle=bundle),
         )
     except EngineError as why_not:
@@ -128,11 +126,6 @@ def _faster(onnxruntime: Engine, openvino: OpenVinoEngine) -> tuple[InferenceEng
     keep = quickest_ns.index(min(quickest_ns))
     engines[1 - keep].close()
     return engines[keep], f"the faster of two at the start: {figures} a picture"
-
-
-def _beside() -> Beside:
-    """A thread for the statistics, where a second core can run it."""
-    return SecondThread() if len(os.sched_getaffinity(0)) > 1 else at_once
 
 
 def write_bundle(

@@ -20,8 +20,7 @@ Shape = tuple[Any, ...]  # a size that is not fixed is a word
 
 
 class PreparedFrame(Protocol):
-    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics, worked out when asked for at the
-    latest: ask while the frame is ours."""
+    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics, worked out when they are asked for."""
 
     @property
     def tensor(self) -> F32: ...
@@ -122,6 +121,34 @@ class Engine:
                 self._binding.bind_output(output, "cpu", 0, np.float32, shape, result.ctypes.data)
 
 
+class LateFindings(Findings):
+    """Findings whose statistics are worked out when they are asked for: while the frame is held, before the next one."""
+
+    def __init__(
+        self, task: str, scores: F32, score_map: U8 | None, prepared: PreparedFrame, preprocess_ms: float, infer_ms: float
+    ) -> None:  # fmt: skip
+        known = {
+            "task": task, "scores": scores, "score_map": score_map, "candidates": None,
+            "preprocess_ms": preprocess_ms, "infer_ms": infer_ms, "_prepared": prepared,
+        }  # fmt: skip
+        for name, value in known.items():
+            object.__setattr__(self, name, value)  # it is frozen, and its own __init__ would want the statistics
+
+    @property
+    def histogram(self) -> npt.NDArray[np.int64]:
+        return self._prepared.histogram
+
+    @property
+    def total(self) -> int:
+        return self._prepared.total
+
+    @property
+    def laplacian_variance(self) -> float:
+        return self._prepared.laplacian_variance
+
+    _prepared: PreparedFrame
+
+
 class CpuNetwork:
     """ports.Network by an engine on the CPU."""
 
@@ -173,15 +200,7 @@ class CpuNetwork:
         self.last_outputs = self.engine.run(self._input, prepared.tensor[None])
         scores, score_map = self._decode(self.last_outputs)
         ended = now_ns()
-        return Findings(
-            task=self._task, scores=scores, score_map=score_map, candidates=None, histogram=prepared.histogram,
-            total=prepared.total, laplacian_variance=prepared.laplacian_variance,
-            preprocess_ms=(middle - begun) / 1e6, infer_ms=(ended - middle) / 1e6,
-        )  # fmt: skip
-
-    def statistics(self) -> dict[str, Any]:
-        """Figures for health: why this engine."""
-        return {"why": self.why}
+        return LateFindings(self._task, scores, score_map, prepared, (middle - begun) / 1e6, (ended - middle) / 1e6)
 
     def close(self) -> None:
         """Free the engine."""

@@ -27,26 +27,55 @@ class ImageHealth:
 
     def __init__(self, limits: HealthLimits) -> None:
         self._limits = limits
-        self._last: tuple[bytes, int, float] | None = None
+        self._last: tuple[float, int, bytes] | None = None
+        self._unsettled: Findings | None = None
         self.figures: dict[str, float] = {}
 
     def cause(self, findings: Findings) -> str | None:
         """Why this frame is blind, or None. Frozen: histogram, sum and sharpness are those of the frame before.
 
         A sensor's noise never repeats the histogram of thousands of pixels exactly."""
-        pixels = max(1, int(findings.histogram.sum()))
-        brightness = float(findings.histogram @ _GREYS) / pixels
-        saturated = float(findings.histogram[255]) / pixels
-        self.figures = {"brightness": brightness, "sharpness": findings.laplacian_variance, "saturated": saturated}
-        fingerprint = (findings.histogram.tobytes(), findings.total, findings.laplacian_variance)
-        same, self._last = fingerprint == self._last, fingerprint
+        found = self.early(findings)
+        self.settle()
+        return found
+
+    def early(self, findings: Findings) -> str | None:
+        """As ``cause``, but only what decides is asked for, which costs where findings are worked out when asked.
+
+        ``settle`` must follow while the frame is held: it works out the rest."""
+        assert self._unsettled is None, "settle must follow early"
+        self._unsettled = findings
         limits = self._limits
-        if limits.frozen and same:
+        if limits.frozen and self._frozen(findings):
             return "frozen"
-        if limits.brightness and not limits.brightness[0] <= brightness <= limits.brightness[1]:
+        if limits.brightness and not limits.brightness[0] <= (brightness := _brightness(findings)) <= limits.brightness[1]:
             return "dark" if brightness < limits.brightness[0] else "bright"
-        if limits.saturated_max is not None and saturated > limits.saturated_max:
+        if limits.saturated_max is not None and _saturated(findings) > limits.saturated_max:
             return "saturated"
         if limits.sharpness_min is not None and findings.laplacian_variance < limits.sharpness_min:
             return "blurred"
         return None
+
+    def settle(self) -> None:
+        """Figures and memory of the frame that was looked at last, if that is still to be done."""
+        if (findings := self._unsettled) is None:
+            return
+        self._unsettled = None
+        self._last = (findings.laplacian_variance, findings.total, findings.histogram.tobytes())
+        self.figures = {
+            "brightness": _brightness(findings), "sharpness": findings.laplacian_variance, "saturated": _saturated(findings),
+        }  # fmt: skip
+
+    def _frozen(self, findings: Findings) -> bool:
+        """The cheapest first: a live picture differs in sharpness already."""
+        if self._last is None or findings.laplacian_variance != self._last[0]:
+            return False
+        return (findings.total, findings.histogram.tobytes()) == self._last[1:]
+
+
+def _brightness(findings: Findings) -> float:
+    return float(findings.histogram @ _GREYS) / max(1, int(findings.histogram.sum()))
+
+
+def _saturated(findings: Findings) -> float:
+    return float(findings.histogram[255]) / max(1, int(findings.histogram.sum()))

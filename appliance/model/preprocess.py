@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ I64 = npt.NDArray[np.int64]
 Gains = tuple[float, float, float]
 T = TypeVar("T")
 PAD = 114.0
-_BAND_ROWS = 128  # of the statistics: few enough to hand over, small enough that nobody waits long for one
 NO_GAINS: Gains = (1.0, 1.0, 1.0)
 _GREYS = np.arange(256, dtype=np.int64)
 _LUMA = (9798, 19235, 3735)  # BT.601 in 1/32768, the integers of cv2.COLOR_RGB2GRAY
@@ -39,7 +38,7 @@ class Prepared:
     """``tensor`` float32 (C, H, W). Of the ROI as delivered (luma for colour): ``histogram`` int64 (256,) of the upper
     eight bits, ``total`` the 64-bit sum of its words; ``laplacian_variance`` of the last halved image, on 0..255.
 
-    The statistics may be worked out beside the caller; asking for one makes it sure. Ask while the frame is yours."""
+    The statistics may be worked out when they are asked for: ask while the frame is yours, and before the next one."""
 
     tensor: F32
     counted: Callable[[], tuple[I64, int]]
@@ -58,16 +57,28 @@ class Prepared:
         return self.sharpness()
 
 
-class Beside(Protocol):
-    """Takes work that the tensor does not wait for; what it gives back gives the result. The work may be done twice."""
+class When(Protocol):
+    """When work is done that the tensor does not wait for. What it gives back gives the result, as often as one likes."""
 
     def __call__(self, work: Callable[[], T], /) -> Callable[[], T]: ...
 
 
 def at_once(work: Callable[[], T]) -> Callable[[], T]:
-    """Beside for one thread: done before the call is over."""
+    """Before the call is over."""
     result = work()
     return lambda: result
+
+
+def when_asked(work: Callable[[], T]) -> Callable[[], T]:
+    """At the first asking; never, if nobody asks."""
+    done: list[T] = []
+
+    def result() -> T:
+        if not done:
+            done.append(work())
+        return done[0]
+
+    return result
 
 
 class Steps(Protocol):
@@ -75,8 +86,7 @@ class Steps(Protocol):
 
     def channels(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image: ...
     def balance(self, image: Image, gains: Gains) -> Image: ...
-    def luma(self, image: Image, into: Image | None = None) -> Image: ...
-    def room(self, shape: tuple[int, int], kind: np.dtype[Any]) -> Image: ...
+    def luma(self, image: Image) -> Image: ...
     def histogram(self, grey: Image) -> I64: ...
     def halve(self, image: Image) -> Image: ...
     def laplacian_variance(self, grey: Image) -> float: ...
@@ -94,14 +104,8 @@ class NumpySteps:
     def balance(self, image: Image, gains: Gains) -> Image:
         return balance(image, gains)
 
-    def luma(self, image: Image, into: Image | None = None) -> Image:
-        if into is None:
-            return luma(image)
-        into[...] = luma(image)
-        return into
-
-    def room(self, shape: tuple[int, int], kind: np.dtype[Any]) -> Image:
-        return np.empty(shape, kind)
+    def luma(self, image: Image) -> Image:
+        return luma(image)
 
     def histogram(self, grey: Image) -> I64:
         return histogram(grey)
@@ -127,7 +131,7 @@ _REFERENCE = NumpySteps()
 
 def prepare(
     memory: U8, size: Size, pitch: int, pixel: str, roi: Box | None, spec: InputSpec,
-    gains: Gains = NO_GAINS, steps: Steps = _REFERENCE, beside: Beside = at_once,
+    gains: Gains = NO_GAINS, steps: Steps = _REFERENCE, when: When = at_once,
 ) -> Prepared:  # fmt: skip
     """A frame's ROI as the network wants it. ``memory``: bytes, 1-D; ``size``: width, height; ``pitch``: bytes a row.
 
@@ -140,47 +144,20 @@ def prepare(
         image = steps.channels(memory, size, pitch, pixel, box)
     if image.ndim == 3 and tuple(gains) != NO_GAINS:
         image = steps.balance(image, gains)
-    image, counted = _count(image, spec.channels == 1, steps, beside)
+    if spec.channels == 1:
+        image = steps.luma(image)
+    counted = when(partial(_counted, steps, image))
     while _halves(image.shape, target):
         image = steps.halve(image)
-    sharpness = beside(partial(_sharpness, steps, image))
+    sharpness = when(partial(_sharpness, steps, image))
     values = steps.to_float(image)
     if (values.shape[1], values.shape[0]) != target:
         values = steps.bilinear(values, target)
     return Prepared(steps.normalise(letterbox(values, spec), spec), counted, sharpness)
 
 
-def _count(image: Image, as_luma: bool, steps: Steps, beside: Beside) -> tuple[Image, Callable[[], tuple[I64, int]]]:
-    """The image, as luma if so wanted, and its statistics, band by band: each can be counted as soon as it is there."""
-    grey = steps.room((image.shape[0], image.shape[1]), image.dtype) if as_luma and image.ndim == 3 else None
-    parts = []
-    for top in range(0, image.shape[0], _BAND_ROWS):
-        band = image[top : top + _BAND_ROWS]
-        if grey is not None:
-            band = steps.luma(band, grey[top : top + _BAND_ROWS])
-        parts.append(beside(partial(_counted, steps, band)))
-    return (image if grey is None else grey), _Sum(parts)
-
-
-class _Sum:
-    """Histogram and total of all bands, asked for last one first: whoever works beside us begins at the other end."""
-
-    def __init__(self, parts: list[Callable[[], tuple[I64, int]]]) -> None:
-        self._parts = parts
-        self._sum: tuple[I64, int] | None = None
-
-    def __call__(self) -> tuple[I64, int]:
-        if self._sum is None:
-            counts, total = self._parts[-1]()
-            for part in self._parts[-2::-1]:
-                more, sum_of_more = part()
-                counts, total = counts + more, total + sum_of_more
-            self._sum, self._parts = (counts, total), []
-        return self._sum
-
-
-def _counted(steps: Steps, band: Image) -> tuple[I64, int]:
-    grey = steps.luma(band)
+def _counted(steps: Steps, image: Image) -> tuple[I64, int]:
+    grey = steps.luma(image)
     counts = steps.histogram(grey)
     return counts, total_of(grey, counts)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import cv2
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from appliance.model import pixels, preprocess
 from appliance.model.bundle import InputSpec
 from appliance.model.pixels import U8, Box, Image, Size
-from appliance.model.preprocess import F32, I64, NO_GAINS, Beside, Gains, Prepared, at_once
+from appliance.model.preprocess import F32, I64, NO_GAINS, Gains, Prepared, when_asked
 
 _MOST_BUFFERS = 64  # photographs of many sizes would fill the memory with buffers never used again
 
@@ -21,7 +20,7 @@ class CvSteps:
     """The costly steps by OpenCV, into buffers made at the first frame of a size and used again at the next."""
 
     def __init__(self) -> None:
-        self._own = threading.local()  # the statistics may be worked out in another thread than the tensor
+        self._buffers: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
         self._blue_first = False  # of the frame in hand: turning every pixel round would cost a pass of its own
 
     def channels(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image:
@@ -38,14 +37,11 @@ class CvSteps:
         every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
         return cv2.LUT(image, preprocess.balance(every, gains))
 
-    def luma(self, image: Image, into: Image | None = None) -> Image:
+    def luma(self, image: Image) -> Image:
         if image.ndim == 2:
             return image
         code = cv2.COLOR_BGR2GRAY if self._blue_first else cv2.COLOR_RGB2GRAY
-        return cv2.cvtColor(image, code, dst=self._buffer("luma", image.shape[:2], image.dtype) if into is None else into)
-
-    def room(self, shape: tuple[int, int], kind: np.dtype[Any]) -> Image:
-        return self._buffer("grey", shape, kind)
+        return cv2.cvtColor(image, code, dst=self._buffer("luma", image.shape[:2], image.dtype))
 
     def histogram(self, grey: Image) -> I64:
         top = 65536 if grey.dtype == np.uint16 else 256
@@ -96,13 +92,12 @@ class CvSteps:
         return tensor
 
     def _buffer(self, role: str, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
-        buffers: dict[tuple[Any, ...], npt.NDArray[Any]] = self._own.__dict__.setdefault("buffers", {})
         key = (role, shape, np.dtype(dtype))
-        found = buffers.get(key)
+        found = self._buffers.get(key)
         if found is None:
-            if len(buffers) >= _MOST_BUFFERS:
-                buffers.clear()
-            found = buffers[key] = np.empty(shape, dtype)
+            if len(self._buffers) >= _MOST_BUFFERS:
+                self._buffers.clear()
+            found = self._buffers[key] = np.empty(shape, dtype)
         return found
 
 
@@ -114,14 +109,15 @@ def prepare_cv2(
 
 
 class FastPreprocess:
-    """As ``prepare_cv2`` for one camera and bundle; the tensor is valid until the next call. With ``beside`` the frame's
-    statistics are worked out there while the tensor already goes through the network."""
+    """As ``prepare_cv2`` for one camera and bundle. The tensor is valid until the next call, and the statistics are worked
+    out when they are asked for, until then too: a histogram takes as long as a small network (0.7 ms), and a verdict
+    seldom hangs on it."""
 
-    def __init__(self, spec: InputSpec, gains: Gains = NO_GAINS, beside: Beside = at_once) -> None:
-        self._spec, self._gains, self._steps, self._beside = spec, gains, CvSteps(), beside
+    def __init__(self, spec: InputSpec, gains: Gains = NO_GAINS) -> None:
+        self._spec, self._gains, self._steps = spec, gains, CvSteps()
 
     def __call__(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box | None) -> Prepared:
-        return preprocess.prepare(memory, size, pitch, pixel, roi, self._spec, self._gains, self._steps, self._beside)
+        return preprocess.prepare(memory, size, pitch, pixel, roi, self._spec, self._gains, self._steps, when_asked)
 
 
 def decode_jpeg(memory: U8, size: Size, roi: Box) -> Image:

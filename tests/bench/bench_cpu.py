@@ -6,7 +6,8 @@
 inference thread everywhere, one thread of OpenCV. Each contender finds the frame freshly written, as from a camera, and
 each round begins with another of them, so that noise hits all alike. What is held against what:
 
-- frame to verdict: submit, wait, image health and judge, as inspectd does it; on the engine that the product chose
+- frame to verdict: submit, wait, image health and judge, as inspectd does it; on the engine that the product chose. What
+  image health works out only after the verdict has left has a line of its own
 - engine alone: that very engine on the very tensor, nothing around it
 - OpenVINO alone: on the bundle's file; onnxruntime alone: on the rewritten graph
 - frame to verdict on onnxruntime: what a computer without OpenVINO gets
@@ -67,6 +68,7 @@ WARM_UP = 10  # rounds; buffers, threads and caches are there after the first fe
 
 OURS, BARE, YARDSTICK, SCRIPT = "frame to verdict", "engine alone", "yardstick", "script"
 OPENVINO, ONNXRUNTIME, OURS_ONNXRUNTIME = "OpenVINO alone", "onnxruntime alone", "frame to verdict on onnxruntime"
+SETTLING = "statistics after the verdict"
 Turn = Callable[[], object]
 
 
@@ -84,12 +86,16 @@ class Line:
         self._frame = Frame(memory, 0, pitch, FRAME, pixel, 0, 0, 0, lambda: None)
 
     def __call__(self) -> str:
-        """As inspect.inspector looks at a frame."""
+        """As inspect.inspector looks at a frame, until it sends the verdict."""
         findings = self._network.wait(self._network.submit(self._frame, None), NEVER_NS)
         assert findings is not None
-        cause = self._health.cause(findings)
+        cause = self._health.early(findings)
         judged = blind(cause) if cause else judge(findings, self._bundle, self._limits, "bench", (0, 0, *FRAME))
         return judged.verdict
+
+    def settle(self) -> None:
+        """As it does before it gives the frame back: the rest of the statistics."""
+        self._health.settle()
 
 
 def yardstick(frame: U8, script: NaiveScript) -> Turn:
@@ -99,7 +105,8 @@ def yardstick(frame: U8, script: NaiveScript) -> Turn:
 
 @dataclass(frozen=True)
 class Case:
-    """One network on one kind of frames. ``write`` puts the next frame into the camera's buffer."""
+    """One network on one kind of frames. ``write`` puts the next frame into the camera's buffer; ``after`` names what
+    follows a turn, timed as a contender of its own."""
 
     name: str
     engine: str
@@ -107,6 +114,7 @@ class Case:
     left: tuple[str, ...]
     write: Callable[[int], None]
     turns: dict[str, Turn]
+    after: dict[str, tuple[str, Turn]]
 
 
 def case_of(bundle: Bundle, pixel: str, folder: Path) -> Case:
@@ -132,18 +140,20 @@ def case_of(bundle: Bundle, pixel: str, folder: Path) -> Case:
 
     write(0)
     tensor[0] = script.preprocess(picture)
+    ours, ours_plain = Line(network, bundle, buffer, pixel), Line(plain, bundle, buffer, pixel)
     turns: dict[str, Turn] = {
-        OURS: Line(network, bundle, buffer, pixel),
+        OURS: ours,
         BARE: lambda: network.engine.run(name, tensor),
         YARDSTICK: yardstick(picture, script),
         SCRIPT: lambda: script.verdict(picture),
-        OURS_ONNXRUNTIME: Line(plain, bundle, buffer, pixel),
+        OURS_ONNXRUNTIME: ours_plain,
         ONNXRUNTIME: lambda: plain.engine.run(name, tensor),
     }
     if installed():
         openvino = OpenVinoEngine(raw, bundle.name)
         turns[OPENVINO] = lambda: openvino.run(name, tensor)
-    return Case(f"{bundle.name}, {pixel}", network.identity["engine"], network.why, rewritten.left, write, turns)
+    after = {OURS: (SETTLING, ours.settle), OURS_ONNXRUNTIME: (SETTLING, ours_plain.settle)}
+    return Case(f"{bundle.name}, {pixel}", network.identity["engine"], network.why, rewritten.left, write, turns, after)
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
@@ -195,6 +205,11 @@ def one_round(case: Case, number: int) -> Round:
         before_ns = now_ns()
         turn()
         took[name] = now_ns() - before_ns
+        if name in case.after:
+            what, follow = case.after[name]
+            before_ns = now_ns()
+            follow()
+            took[what] = now_ns() - before_ns
     return Round(started_ns, took)
 
 
@@ -238,7 +253,7 @@ def judged(case: Case, rounds: Sequence[Round], slices: Sequence[Slice]) -> dict
     }  # fmt: skip
     if not used:
         return result
-    rows = {name: row(name, [one.took_ns[name] for one in used]) for name in case.turns}
+    rows = {name: row(name, [one.took_ns[name] for one in used]) for name in used[0].took_ns}
     result["rows"] = [asdict(one) for one in rows.values()]
     result["bounds"] = bounds({name: one.p50 for name, one in rows.items()}, case.engine)
     if left_out <= LEFT_OUT_AT_MOST * len(slices):

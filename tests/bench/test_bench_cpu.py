@@ -87,7 +87,7 @@ def test_each_bound_is_judged(changed: dict[str, float], engine: str, missed: li
 
 
 def a_case() -> Case:
-    return Case("a case", "onnxruntime-1/cpu", "why", (), lambda number: None, {name: lambda: None for name in BASE})
+    return Case("a case", "onnxruntime-1/cpu", "why", (), lambda number: None, {name: lambda: None for name in BASE}, {})
 
 
 @pytest.mark.parametrize(("stolen", "passed"), [(0, True), (1, True), (2, None)])
@@ -115,9 +115,11 @@ def test_figures_are_nearest_ranks() -> None:
 def test_each_round_begins_with_another_contender_and_each_finds_the_frame_written_anew() -> None:
     seen: list[str] = []
     turns = {name: (lambda name=name: seen.append(name)) for name in "abc"}
-    case = Case("case", "engine", "why", (), lambda number: seen.append(f"frame {number}"), turns)
-    assert set(one_round(case, 0).took_ns) == set(one_round(case, 1).took_ns) == {"a", "b", "c"}
-    assert seen == ["frame 0", "a", "frame 0", "b", "frame 0", "c", "frame 1", "b", "frame 1", "c", "frame 1", "a"]
+    after = {"b": ("b's end", lambda: seen.append("end"))}
+    case = Case("case", "engine", "why", (), lambda number: seen.append(f"frame {number}"), turns, after)
+    assert set(one_round(case, 0).took_ns) == set(one_round(case, 1).took_ns) == {"a", "b", "c", "b's end"}
+    assert seen[:7] == ["frame 0", "a", "frame 0", "b", "end", "frame 0", "c"]
+    assert seen[7:] == ["frame 1", "b", "end", "frame 1", "c", "frame 1", "a"]
 
 
 def test_the_networks_are_what_they_are_said_to_be(tmp_path: Path) -> None:

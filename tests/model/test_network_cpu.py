@@ -16,8 +16,9 @@ from appliance.devices.memory_plain import PlainMemory
 from appliance.devices.network_cpu import Engine
 from appliance.model.bundle import Bundle, BundleError, load_bundle
 from appliance.model.golden import frame_of
-from appliance.model.preprocess import at_once
-from appliance.ports import EngineError, Frame, FrameMemory, Network
+from appliance.model.preprocess import prepare
+from appliance.model.preprocess_cv2 import CvSteps
+from appliance.ports import EngineError, Findings, Frame, FrameMemory, Network
 from appliance.wiring_models import cpu_engine, cpu_network, network_on
 from tests.model.tiny import SIDE, classifier, frames, tiny_bundle
 
@@ -91,21 +92,29 @@ def test_a_tensor_at_another_place_is_found(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("pixel", ["mono8", "bgr8"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_thread_beside_changes_no_finding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixel: str, channels: int
-) -> None:
+def test_statistics_asked_for_after_the_scores_are_the_references(tmp_path: Path, pixel: str, channels: int) -> None:
     made = tiny_bundle(tmp_path / "b", "classify", channels)
-    two_threads = cpu_network(made)
-    monkeypatch.setattr(wiring_models, "_beside", lambda: at_once)
-    one_thread = cpu_network(made)
+    network = cpu_network(made)
     rng = np.random.default_rng(3)
-    for number in range(20):
+    for number in range(5):
         shape = (400 + number, 330) if pixel == "mono8" else (400 + number, 330, 3)
         frame = frame_of(rng.integers(0, 256, shape).astype(np.uint8), pixel)
-        one, two = (network.wait(network.submit(frame, None), NEVER_NS) for network in (one_thread, two_threads))
-        assert one is not None and two is not None and np.array_equal(one.scores, two.scores)
-        assert np.array_equal(one.histogram, two.histogram) and int(one.histogram.sum()) == shape[0] * shape[1]
-        assert (one.total, one.laplacian_variance) == (two.total, two.laplacian_variance)
+        found = network.wait(network.submit(frame, None), NEVER_NS)
+        memory = np.frombuffer(frame.memory, np.uint8)
+        wanted = prepare(memory, frame.size, frame.pitch_bytes, pixel, None, made.input)
+        assert found is not None and isinstance(found, Findings)
+        assert np.array_equal(found.histogram, wanted.histogram) and found.total == wanted.total
+        assert found.laplacian_variance == pytest.approx(wanted.laplacian_variance, rel=1e-9)
+
+
+def test_statistics_that_nobody_asks_for_cost_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    plain = CvSteps.histogram
+    monkeypatch.setattr(CvSteps, "histogram", lambda self, grey: counted.append(1) or plain(self, grey))
+    network = cpu_network(bundle)
+    found = network.wait(network.submit(frame_of(frames()[0], "mono8"), None), NEVER_NS)
+    assert found is not None and not counted
+    assert found.histogram is found.histogram and found.total == int(frames()[0].sum()) and len(counted) == 1
 
 
 def test_a_model_that_is_not_the_bundles_is_refused_in_words(bundle: Bundle) -> None:
