@@ -182,8 +182,9 @@ def _supervise(options: argparse.Namespace, station: object, paths: Paths, roles
 
 def _check(options: argparse.Namespace) -> int:
     from appliance.config.verbs import check
+    from appliance.wiring import bundle_remarks
 
-    return check(options.file, sys.stdout)
+    return check(options.file, sys.stdout, bundle_remarks)
 
 
 def _schema(_options: argparse.Namespace) -> int:

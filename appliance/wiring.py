@@ -256,6 +256,24 @@ def look_of(
     return look, golden
 
 
+def bundle_remarks(station: Station) -> list[str]:
+    """What a person should know of the bundles that a station names: what refuses them, and their limits."""
+    from appliance.model.bundle import BundleError, load_bundle
+    from appliance.wiring_jetson_inference import remarks
+
+    found = []
+    for name in sorted({look.bundle for recipe in station.recipes.values() for look in recipe.inspect}):
+        folder = find_bundle(name, Path(station.file))
+        try:
+            bundle = load_bundle(folder) if folder else None
+        except BundleError as why:
+            found.append(f"warning: {why}")
+            continue
+        if bundle and bundle.runtime == "jetson-inference":
+            found += [f"warning: {one}" for one in remarks(bundle)]
+    return found
+
+
 def matcher_of(station: Station, name: str) -> Matcher:
     """How one camera's frames find their parts."""
     from appliance.inspect.matching import Matcher

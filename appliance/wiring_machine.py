@@ -48,6 +48,8 @@ class CpuMachine:
         """onnxruntime, or OpenVINO where it is faster and installed."""
         from appliance.wiring_models import cpu_network
 
+        if bundle.runtime != "onnx":
+            raise EngineError(f"{bundle.folder}: runtime: {bundle.runtime} needs a Jetson; write engine: cuda there")
         return cpu_network(bundle, white_balance)
 
     def close(self) -> None:
@@ -68,6 +70,10 @@ class GpuMachine:
         """The engine that may run (licensed INT8, else float16), built first where it is missing; measured again."""
         from appliance.wiring_engines import ensure_engine, start_network
 
+        if bundle.runtime == "jetson-inference":
+            from appliance.wiring_jetson_inference import jetson_inference_network
+
+            return jetson_inference_network(bundle, white_balance)
         ready = ensure_engine(bundle, self._site.here, self._data_dir, progress, self._build)
         network, slower = start_network(self._site, bundle, ready, white_balance)
         self.told += [f"{bundle.name}: {text}" for text in (*ready.told, *((slower,) if slower else ()))]

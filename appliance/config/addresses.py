@@ -30,7 +30,7 @@ class Address:
 
 
 _GPIO = {"active": ("high", "low"), "bias": ("none", "pull-up", "pull-down"), "drive": ("push-pull", "open-drain")}
-_FLIP = ("none", "rotate-180", "horizontal", "vertical", "clockwise", "counterclockwise")
+_FLIP = ("none", "rotate-180", "horizontal", "vertical")
 _WORDS = {
     **{("gpio", key): words for key, words in _GPIO.items()},
     ("csi", "flip"): _FLIP,

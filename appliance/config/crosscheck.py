@@ -111,6 +111,11 @@ def _cameras(station: Station) -> list[Found]:
             text = f"{camera.source.scheme}:// holds neither exposure_us, gain nor trigger: hardware"
             instead = "write exposure_us: auto and trigger: free-run, or the v4l2:// node of the same sensor"
             found.append((("cameras", name, "source"), text, instead))
+        if camera.source.scheme in ("csi", "rtsp") and camera.pixel not in ("auto", "rgb8"):
+            text = f"{camera.source.scheme}:// is converted to rgb8 by its library"
+            found.append((("cameras", name, "pixel"), text, "write auto"))
+        if camera.source.scheme == "csi" and camera.fps != int(camera.fps):
+            found.append((("cameras", name, "fps"), "csi:// takes whole frames a second", f"write {int(camera.fps)}"))
     return found
 
 

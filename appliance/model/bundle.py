@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from appliance.config import reader
 
-MODEL_FILE, ONNX_FILE, GOLDEN_FILE = "model.yaml", "model.onnx", "golden.npz"
+MODEL_FILE, ONNX_FILE, GOLDEN_FILE, LABELS_FILE = "model.yaml", "model.onnx", "golden.npz", "labels.txt"
 _MOST_FILE_BYTES = 512 * 1024 * 1024  # a bundle comes on a stick: what is larger is no model for this box
 _MOST_FILES = 4096
 _CHUNK_BYTES = 1024 * 1024
@@ -86,6 +86,8 @@ class Bundle(_Part):
     task: Literal["classify", "anomaly"]
     taught_on: Literal["twin", "photographs"]
     precision: Literal["int8", "float32"]
+    runtime: Literal["onnx", "jetson-inference"] = "onnx"
+    """What runs the graph: our engines, or jetson-inference (FP16, its own preprocess, ``labels.txt`` beside it)."""
     input: InputSpec
     output: OutputSpec
     classes: Annotated[tuple[Word, ...], Field(min_length=2, max_length=1000)]
@@ -122,6 +124,11 @@ class Bundle(_Part):
     @property
     def golden(self) -> Path:
         return self._folder / GOLDEN_FILE
+
+    @property
+    def labels(self) -> Path | None:
+        """Class names, one a line, where the bundle has them in a file."""
+        return self._folder / LABELS_FILE if LABELS_FILE in self.files else None
 
     @property
     def defects(self) -> tuple[int, ...]:

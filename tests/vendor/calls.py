@@ -1,13 +1,14 @@
 """Every name and call of a vendor's library in the product, held against what was recorded of the real library.
 
-The records are the ``.pyi`` and ``.json`` files beside this one: names and signatures only, each with where it was read. A product
-file names one vendor library (tests/test_house.py sees to that), so an attribute in it is the library's, ours, or
-Python's: what none of the three knows is a name that is not there. Calls must fit a recorded signature.
+The records are the ``.pyi`` and ``.json`` files beside this one: names and signatures only, each with where it was read.
+A product file names one vendor library (tests/test_house.py sees to that), so an attribute in it is the library's, ours,
+or Python's: what none of the three knows is a name that is not there. Calls must fit a recorded signature.
 """
 
 from __future__ import annotations
 
 import ast
+import ctypes
 import importlib
 import json
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ HERE = Path(__file__).parent
 # Of the objects that our code takes apart without importing their class.
 _PYTHON = (
     str, bytes, bytearray, memoryview, int, float, list, dict, set, tuple, slice, type, BaseException, OSError, ImportError,
-    StopIteration, numpy.ndarray, numpy.dtype, numpy, object,
+    StopIteration, ctypes.Array, type(ctypes.Array), numpy.ndarray, numpy.dtype, numpy, object,
 )  # fmt: skip
 
 

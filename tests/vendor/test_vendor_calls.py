@@ -69,7 +69,8 @@ def test_a_planted_mistake_is_found(library: str, planted: dict[str, tuple[str, 
     name = USES[library][0]
     line, word = planted[library]
     wrong = tmp_path / name
-    wrong.write_text((DEVICES / name).read_text() + f"\n\ndef _planted(config, vendor, source, network, request, camera, context, chip):\n{line}")
+    arguments = "config, vendor, source, network, request, camera, context, chip"
+    wrong.write_text((DEVICES / name).read_text() + f"\n\ndef _planted({arguments}):\n{line}")
     (only,) = told(library, wrong)
     assert word in only and name in only
 
