@@ -285,9 +285,10 @@ def _licence(bundle: Bundle, site: Site, stored: StoredEngine, images: Path | No
 def terms_of(bundle: Bundle, golden: Golden) -> Terms:
     """What the bundle's own model.yaml and golden vectors ask for."""
     promised = bundle.promise.get("false_rejects")
+    named = bundle.task == "classify"  # an anomaly has no kinds: whatever folder is not good shows one
     number = isinstance(promised, (int, float)) and not isinstance(promised, bool)
     return Terms(
-        good=tuple(sorted({*bundle.good, _GOOD_DIR})), defects=tuple(bundle.classes[index] for index in bundle.defects),
+        good=tuple(sorted({*bundle.good, _GOOD_DIR})), defects=tuple(bundle.classes[index] for index in bundle.defects if named),
         review_at=bundle.thresholds.review_at, fail_at=bundle.thresholds.fail_at, band=golden.tolerance,
         promised=float(promised) if number else None,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -312,7 +312,11 @@ def _holds_for(bundle: Bundle, here: ThisModule) -> dict[str, Any]:
 
 def _graph_digest() -> str:
     folder = Path(__file__).parent / "model"
-    return digest_of(b"".join((folder / name).read_bytes() for name in _GRAPH_SOURCES)).removeprefix("sha256:")[:12]
+    try:
+        sources = b"".join((folder / name).read_bytes() for name in _GRAPH_SOURCES)
+    except OSError as why:
+        raise EngineError(f"{folder}: this firmware is not whole ({why}); install it anew") from why
+    return digest_of(sources).removeprefix("sha256:")[:12]
 
 
 # --- the building process, from outside ---------------------------------------------------------------------
@@ -540,9 +544,7 @@ def start_network(
         raise
 
 
-def network_on(
-    gpu: Cuda, bundle: Bundle, engine: DeviceEngine, precision: str, white_balance: Gains = NO_GAINS
-) -> CudaNetwork:
+def network_on(gpu: Cuda, bundle: Bundle, engine: DeviceEngine, precision: str, white_balance: Gains = NO_GAINS) -> CudaNetwork:
     """The bundle on the GPU by an engine that is loaded; closed with the network. Raises EngineError."""
     from appliance.devices.network_cuda import CudaNetwork, Structs, Wanted
 

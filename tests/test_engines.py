@@ -66,7 +66,7 @@ def _plant(trouble: str) -> None:
         fake_tensorrt.Builder._phases = lambda *_: os.kill(os.getpid(), getattr(signal, trouble))  # type: ignore[assignment, method-assign]
     elif trouble == "noise":
         real = fake_tensorrt.Builder._phases
-        fake_tensorrt.Builder._phases = lambda *given: (os.write(1, b'{"error": "not ours"}\n{"share'), real(*given))[1]  # type: ignore[assignment, method-assign]
+        fake_tensorrt.Builder._phases = lambda *given: (os.write(1, b'{"doing": "theirs", "share": 7}\n{'), real(*given))[1]  # type: ignore[assignment, method-assign]
     elif trouble in (".plan", ".json"):  # power is lost as this file is put in its place
         replaced = os.replace
         engine_cache.os.replace = lambda one, two: (  # type: ignore[assignment]
@@ -262,9 +262,7 @@ def test_another_tensorrt_never_sees_the_old_plan(box: Box, bundle: Bundle) -> N
     assert box.builds == 2 and "tensorrt (10.3.0 there, 11.4" in " ".join(ready.told)
 
 
-def test_a_firmware_that_makes_the_graph_otherwise_builds_anew(
-    box: Box, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_firmware_that_makes_the_graph_otherwise_builds_anew(box: Box, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with box.site() as site:
         before = engines.key_of(bundle, "float16", site.here, 128 * MIB)
         int8 = engines.key_of(bundle, "int8", site.here, 128 * MIB)
@@ -326,7 +324,9 @@ def test_a_rebuild_that_dies_while_storing_leaves_the_engine_that_was_there(box:
 
 def test_what_libraries_print_is_not_taken_for_our_words(box: Box, bundle: Bundle) -> None:
     box.trouble, box.apart = "noise", True
-    assert box.ensure(bundle).precision == "float16"
+    told: list[str] = []
+    box.build(BuildRequest(bundle.folder, "float16", 128 * MIB, box.data), lambda doing, share: told.append(doing))
+    assert "theirs" not in told and told[-1] == "built"
 
 
 def scripted(line: str) -> tuple[str, ...]:
@@ -336,7 +336,7 @@ def scripted(line: str) -> tuple[str, ...]:
 def test_a_build_that_hangs_is_ended_and_told(box: Box, bundle: Bundle) -> None:
     told: list[str] = []
     request = BuildRequest(bundle.folder, "int8", 128 * MIB, box.data)
-    script = "os.write(1, b'{\"doing\": %d, \"share\": 0.5}\\n' % os.getpid())\nsignal.pause()"
+    script = 'os.write(1, b\'{"doing": %d, "share": 0.5}\\n\' % os.getpid())\nsignal.pause()'
     with pytest.raises(EngineError, match="not a word for 1 s, so it was ended"):
         engines.build_in_child(request, lambda doing, share: told.append(doing), scripted(script), silent_s=1.0)
     with pytest.raises(ProcessLookupError):
@@ -346,9 +346,9 @@ def test_a_build_that_hangs_is_ended_and_told(box: Box, bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("os.write(1, b'{\"error\": \"no driver\"}\\n'); sys.exit(1)", "no driver"),
+        ('os.write(1, b\'{"error": "no driver"}\\n\'); sys.exit(1)', "no driver"),
         ("os.write(2, b'first\\nlast words\\n'); sys.exit(3)", r"ended with 3 \(first / last words\)"),
-        ("os.write(1, b'{\"error\": \"cut'); sys.exit(1)", "ended with 1"),
+        ('os.write(1, b\'{"error": "cut\'); sys.exit(1)', "ended with 1"),
         ("os.write(1, b'x' * 300000); sys.exit(1)", "ended with 1"),
     ],
 )
@@ -446,6 +446,12 @@ def test_the_same_starved_engine_passes_on_its_golden_vectors_alone_and_says_wha
     assert code == 0 and "granted (golden only, 8 images)" in out and "was not measured" in out
 
 
+def test_int8_that_was_built_and_never_licensed_does_not_run(box: Box, bundle: Bundle) -> None:
+    assert box.verb(verbs.engine_build, bundle)[0] == 0
+    ready = box.ensure(bundle)
+    assert ready.precision == "float16" and "there is no INT8 licence" in ready.told[0] and box.builds == 2
+
+
 def test_a_licence_of_another_engine_is_refused(box: Box, bundle: Bundle) -> None:
     box.licensed(bundle)
     folder = next((box.data / "engines").glob("*/"))
@@ -487,6 +493,16 @@ def test_a_cut_int8_plan_is_not_built_anew_for_a_licence_that_would_not_hold(box
     os.truncate(plan, 100)
     ready = box.ensure(bundle)
     assert ready.precision == "float16" and "cut or altered" in ready.told[0]
+
+
+def test_an_anomaly_bundle_takes_every_folder_that_is_not_good_for_a_kind_of_defect(box: Box, tmp_path: Path) -> None:
+    made = tiny_bundle(tmp_path / "anomaly", "anomaly", promise={"false_rejects": 0.2})
+    for kind, level in (("good", 40), ("stain", 230)):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        for index, picture in enumerate(pictures([level] * 20)):
+            assert cv2.imwrite(str(tmp_path / "images" / kind / f"{index}.png"), picture)
+    code, out, errors = box.verb(verbs.engine_licence, made, images=tmp_path / "images")
+    assert code == 0 and "recall of stain" in out and "remark" not in out, out + errors
 
 
 def test_images_without_a_class_are_refused_in_words(box: Box, bundle: Bundle, tmp_path: Path) -> None:

@@ -104,6 +104,14 @@ def test_losses_on_the_threshold_of_one_class_all_one_way_are_refused() -> None:
     assert not made.granted and "dent: INT8 catches 60 of 65" in made.reasons[0] and "5 lost, 0 won" in made.reasons[0]
 
 
+def test_losses_all_one_way_are_refused_where_the_interval_is_wide_too() -> None:
+    """The float model misses many itself: 60 of 108 lies well within what its interval allows, eight of eight do not."""
+    hard = [one for one in FINE if one.kind != "dent"] + images("dent", [(0.9, 0.9)] * 60 + [(0.1, 0.1)] * 40)
+    made = licence([*hard, *images("dent", [(0.41, 0.39)] * 8)])
+    assert not made.granted and "8 lost, 0 won" in made.reasons[0]
+    assert licence([*hard, *images("dent", [(0.41, 0.39)] * 4)]).granted
+
+
 def test_losses_and_gains_on_the_threshold_are_chance() -> None:
     assert licence([*FINE, *images("dent", [(0.41, 0.39)] * 5 + [(0.39, 0.41)] * 4)]).granted
 
