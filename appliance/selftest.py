@@ -11,6 +11,7 @@ import io
 import json
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -154,16 +155,24 @@ def _libraries() -> Step:
 
 
 def _version(package: str, module: str) -> str | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # a parent package that is not there
-        return None
-    if spec is None:
+    place = _place(module)
+    if place is None:
         return None
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return f"without a version, at {spec.origin}"
+        return f"without a version, at {place}"
+
+
+def _place(module: str) -> str | None:
+    """Where a module would come from; None: from nowhere."""
+    if module in sys.modules:
+        return str(getattr(sys.modules[module], "__file__", "a place it does not tell"))
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # a parent package that is not there
+        return None
+    return None if spec is None else str(spec.origin)
 
 
 def _throttling(before: Any, bench: Bench) -> Step:
