@@ -74,9 +74,8 @@ def load(library: Path) -> ctypes.CDLL:
     return loaded
 
 
-def bytes_read(folder: Path) -> list[str]:
-    """A table: what gather reads of a frame, format by format, with the blocks for 16 multiprocessors. Raises NoCompiler."""
-    host = host_library(folder)
+def bytes_read(host: ctypes.CDLL) -> list[str]:
+    """A table: what gather reads of a frame, format by format, with the blocks for 16 multiprocessors."""
     width, height = _FRAME
     across, down = _CUT[2:]
     told = [

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.model.kernel_images import TARGETS, Target
-from calibration.host_kernels import NoCompiler, bytes_read
+from calibration.host_kernels import NoCompiler, bytes_read, host_library
 
 SOURCES = Path(__file__).resolve().parents[1] / "appliance" / "kernels"
 _FILES = ("preprocess.cu", "reduce.cu")  # one image, in this order
@@ -134,7 +134,7 @@ def make(nvrtc: Path, out: Path, source: str | None = None) -> dict[str, dict[st
 def _tell_bytes_read() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
-            lines = bytes_read(Path(folder))
+            lines = bytes_read(host_library(Path(folder)))
     except NoCompiler as why:
         sys.stdout.write(f"bytes read per frame: not counted, {why}\n")
         return
