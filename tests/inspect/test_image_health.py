@@ -69,3 +69,45 @@ def test_figures_are_kept_for_health_also_of_blind_frames() -> None:
     health.cause(findings(image))
     assert health.figures["brightness"] == pytest.approx(image.mean())
     assert set(health.figures) == {"brightness", "sharpness", "saturated"}
+
+
+class Counting(Findings):
+    """Findings that tell whether their histogram was asked for."""
+
+    asked = 0
+
+    def __init__(self, image: np.ndarray) -> None:
+        found = findings(image)
+        for name in ("task", "scores", "score_map", "candidates", "total", "laplacian_variance", "preprocess_ms", "infer_ms"):
+            object.__setattr__(self, name, getattr(found, name))
+        object.__setattr__(self, "_counts", found.histogram)
+
+    @property
+    def histogram(self) -> np.ndarray:
+        type(self).asked += 1
+        return self._counts  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_picture_as_sharp_as_the_last_one_but_brighter_is_not_frozen() -> None:
+    health = ImageHealth(HealthLimits())
+    image = noisy(120, 1, 5.0)
+    assert [health.cause(findings(one)) for one in (image, image + 1, image + 1)] == [None, None, "frozen"]
+
+
+def test_before_the_verdict_only_what_decides_is_asked_for() -> None:
+    Counting.asked = 0
+    health = ImageHealth(HealthLimits())
+    for seed in range(3):
+        assert health.early(Counting(noisy(120, seed))) is None
+        assert Counting.asked == 0
+        health.settle()
+        assert Counting.asked > 0 and set(health.figures) == {"brightness", "sharpness", "saturated"}
+        Counting.asked = 0
+    assert health.early(Counting(noisy(120, 2))) == "frozen"
+
+
+def test_a_frame_that_was_never_settled_is_not_passed_over() -> None:
+    health = ImageHealth(HealthLimits())
+    health.early(findings(noisy(120, 1)))
+    with pytest.raises(AssertionError, match="settle must follow"):
+        health.early(findings(noisy(120, 2)))
