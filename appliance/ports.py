@@ -145,7 +145,7 @@ class Frame:
     pixel: str
     sequence: int
     time_ns: int
-    arrived_ns: int
+    arrived_ns: int  # 0: it never came from a camera (a golden vector, a picture from a disk)
     release: Callable[[], None]
     clock: Literal["monotonic", "driver", "none"] = "monotonic"
 
@@ -215,6 +215,11 @@ class Network(Protocol):
         """Findings, or None when ``deadline_ns`` passed first. Raises EngineError."""
         ...
 
+    def warm(self, frame: Frame, roi: tuple[int, int, int, int] | None) -> None:
+        """Make all that frames like this one need, so that the first part is as fast as the next. Its content does not
+        matter, it came from no camera (``arrived_ns`` 0), and it is not counted. Raises EngineError."""
+        ...
+
     def statistics(self) -> dict[str, Any]:
         """Figures for health: what it runs on and why, launches, copies."""
         ...
@@ -226,6 +231,10 @@ class Network(Protocol):
 
 class EngineError(Exception):
     """An engine failed, and why."""
+
+
+class EngineLost(EngineError):
+    """It failed in a way that stays until the process ends (a GPU's fault): only a new process judges again."""
 
 
 class DeviceEngine(Protocol):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from appliance.inspect.inspector import Look
     from appliance.inspect.matching import Matcher
     from appliance.inspect.stamps import StampProof
-    from appliance.ports import Camera
+    from appliance.ports import Camera, Frame
     from appliance.report.daemon import ReportBuild
     from appliance.wiring_machine import Machine, Progress
 
@@ -223,7 +223,13 @@ def load_recipe(station: Station, data_dir: Path | None, progress: Progress) -> 
     plan = RecipePlan(
         station.active, station.recipe.number, digest, tuple(looks), frozenset(images.keep), images.passes_every
     )
-    return Loaded(plan, watches, machine.memory, tuple(machine.told))
+
+    def close() -> None:
+        for look in looks:
+            look.network.close()
+        machine.close()
+
+    return Loaded(plan, watches, machine.memory, close, tuple(machine.told))
 
 
 def look_of(
@@ -244,6 +250,8 @@ def look_of(
     camera = station.cameras[given.camera]
     network = machine.network(bundle, camera.white_balance, progress)
     golden = replay_all(network, bundle)
+    if camera.pixel not in ("auto", "mjpeg") and not any_size(camera.source):
+        network.warm(blank_frame(camera.size, camera.pixel), given.roi)
     health = station.recipe.image_health
     limits = limits_of(
         bundle, given.review_at, given.fail_at, {name: (one.fail_at, one.min_area_px) for name, one in given.classes.items()}
@@ -272,6 +280,15 @@ def bundle_remarks(station: Station) -> list[str]:
         if bundle and bundle.runtime == "jetson-inference":
             found += [f"warning: {one}" for one in remarks(bundle)]
     return found
+
+
+def blank_frame(size: tuple[int, int], pixel: str) -> Frame:
+    """As a camera of that size and format would give it, black, and from no camera."""
+    from appliance.model.pixels import bytes_per_row, frame_bytes
+    from appliance.ports import Frame
+
+    memory = memoryview(bytearray(frame_bytes(pixel, *size)))
+    return Frame(memory, 0, bytes_per_row(pixel, size[0]), size, pixel, 0, 0, 0, lambda: None)
 
 
 def matcher_of(station: Station, name: str) -> Matcher:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from appliance.ports import EngineError, FrameBuffer, MemoryRefused
+from appliance.ports import EngineError, EngineLost, FrameBuffer, MemoryRefused
 
 log = logging.getLogger("appliance.gpu")
 U8 = npt.NDArray[np.uint8]
@@ -379,11 +379,11 @@ class Done:
             raise EngineError(f"marking the end of a run: {why}") from why
 
     def wait(self) -> None:
-        """Sleeps in the driver. Raises EngineError: a kernel's fault shows here, and stays until the process ends."""
+        """Sleeps in the driver. Raises EngineLost: a kernel's fault shows here, and stays until the process ends."""
         try:
             self._event.synchronize()
         except self._error as why:
-            raise EngineError(f"the GPU failed: {why}; it answers again only to a new process") from why
+            raise EngineLost(f"the GPU failed: {why}; it answers again only to a new process") from why
 
 
 class Marks:

@@ -172,6 +172,14 @@ class JetsonInferenceNetwork:
             preprocess_ms=(middle - begun) / 1e6, infer_ms=(now_ns() - middle) / 1e6,
         )  # fmt: skip
 
+    def warm(self, frame: Frame, roi: Box | None) -> None:
+        """Run once: its own buffers are made."""
+        self.wait(self.submit(frame, roi), 0)
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures for health: frames that were copied."""
+        return {"frame_copies": self.frame_copies}
+
     def close(self) -> None:
         """The engine is freed with the object."""
         self._net = None

@@ -48,6 +48,8 @@ class Loaded:
     recipe: RecipePlan
     watches: list[GoldenWatch]
     memory: FrameMemory
+    close: Callable[[], None]
+    """Networks, memory and GPU given back, in this thread, when no camera writes any more."""
     told: tuple[str, ...] = ()
 
 
@@ -111,8 +113,9 @@ class Inspectd:
         self._watches: list[GoldenWatch] = []
         self._lost_cameras: set[str] = set()
         self._staged: dict[str, int] = {}
+        self._unload: Callable[[], None] | None = None
         self._threads: list[CameraThread] = []
-        self.stopping = False
+        self.stopping = self.failed = False
         self.lost_messages = 0
         self._archive = Archive(paths.image_dir, build.slot_bytes, build.image_quota_bytes, self._image_stored)
 
@@ -129,7 +132,7 @@ class Inspectd:
             self._tell_state("fault", str(why)[:240])
             self._event("model_refused", {"why": str(why)[:240]})
             return
-        recipe, self._watches = loaded.recipe, loaded.watches
+        recipe, self._watches, self._unload = loaded.recipe, loaded.watches, loaded.close
         if loaded.told:
             log.warning("%s", "; ".join(loaded.told))
             self._event("engine", {"told": list(loaded.told)})
@@ -170,11 +173,19 @@ class Inspectd:
                 self._inspector.step(self._clock.now_ns())
                 self._collect(self._inspector)
                 self._watch_golden(now_ns)
+                if self._inspector.lost and not self.stopping:
+                    self._give_up(self._inspector.lost)
             self._health(now_ns)
             self._send()
 
+    def _give_up(self, why: str) -> None:
+        """The parts of this process are blind from now on; the next process may judge again."""
+        self._event("engine_lost", {"why": why[:240]})
+        self._tell_state("fault", why[:240])
+        self.stopping = self.failed = True
+
     def close(self) -> None:
-        """Threads ended, links closed."""
+        """Threads ended, GPU given back, links closed."""
         for thread in self._threads:
             thread.stopping.set()
         self._archive.close()
@@ -184,6 +195,13 @@ class Inspectd:
         for link in (self._reject, self._report):
             if link:
                 link.close()
+        hung = [thread.name for thread in self._threads if thread.is_alive()]
+        if hung:  # what it may still write into cannot be freed under it: the system does that with the process
+            log.error("%s does not end; the process ends without it", ", ".join(hung))
+            self.failed = True
+            return
+        if self._unload:
+            self._unload()
 
     # --- waiting and reading ------------------------------------------------------------------------------------
 
@@ -389,7 +407,7 @@ class Inspectd:
 
 
 def main(build: InspectBuild, paths: Paths, clock: Clock) -> int:
-    """Run inspectd until SIGTERM or SIGINT."""
+    """Run inspectd until SIGTERM or SIGINT. Exit 1: its GPU or a camera's thread is lost, begin anew."""
     daemon = Inspectd(build, paths, clock)
 
     def stop(_signal: int, _frame: object) -> None:
@@ -403,4 +421,7 @@ def main(build: InspectBuild, paths: Paths, clock: Clock) -> int:
         daemon.run()
     finally:
         daemon.close()
+    if daemon.failed:
+        logging.shutdown()
+        os._exit(1)  # with the GPU's context still pushed the interpreter's own end would abort
     return 0

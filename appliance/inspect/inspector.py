@@ -13,7 +13,7 @@ from appliance.inspect.judge import Judgement, Limits, blind, judge, worst
 from appliance.inspect.matching import Match, Matcher
 from appliance.messages import Detail, Message, Stored, Trigger, Verdict
 from appliance.model.bundle import Bundle
-from appliance.ports import Clock, EngineError, Findings, Frame, Network
+from appliance.ports import Clock, EngineError, EngineLost, Findings, Frame, Network
 
 log = logging.getLogger("appliance.inspect")
 Box = tuple[int, int, int, int]
@@ -83,6 +83,8 @@ class Inspector:
         self.to_reject: deque[Message] = deque()
         self.to_report: deque[Message] = deque()
         self.counts = {"judged": 0, "skipped_late": 0, "engine_errors": 0}
+        self.lost = ""
+        """Why no part can be judged any more in this process; empty while they can."""
         self.latencies_ms: deque[float] = deque(maxlen=1000)
         self.verdict_ready: Callable[[], None] | None = None
         """Sends what ``to_reject`` holds: called before any image of the part is copied."""
@@ -149,6 +151,8 @@ class Inspector:
             findings = look.network.wait(ticket, pending.trigger.deadline_ns)
         except EngineError as why:
             self.counts["engine_errors"] += 1
+            if isinstance(why, EngineLost):
+                self.lost = str(why)
             log.error("the engine failed on part %d: %s", pending.trigger.part, why)
             return blind("engine")
         if findings is None:
