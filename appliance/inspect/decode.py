@@ -65,5 +65,5 @@ def _worst(raw: F32, spec: OutputSpec) -> F32:
 
 def linear(raw: F32, spec: OutputSpec) -> F32:
     """``low`` to 0, ``high`` to 1, clipped; ``high`` may lie below ``low``."""
-    span = np.float32(spec.high - spec.low)
+    span = np.float32(spec.high) - np.float32(spec.low)  # each rounded first, as the GPU's reducer is given them
     return np.asarray(np.clip((raw - np.float32(spec.low)) / span, 0, 1), np.float32)
