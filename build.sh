@@ -13,7 +13,8 @@ usage: ./build.sh VERB [arguments]
   test    the test suite; ends with what stayed dark and why (arguments go to pytest)
   check   ruff, mypy, import directions, belt and alarms against their oracles in 20,000 examples (some minutes)
   kernels the GPU kernels for every Jetson into build/kernels, by pinned compilers, without a GPU
-  bench   benches on real hardware: bench reject (how far a gate's edge lies from its due time; two minutes)
+  bench   what this machine does: bench reject (a gate's edge against its due time), bench cpu (frame to verdict beside
+          the bare engine, OpenVINO and a script), bench gpu (on a CUDA machine)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
 TEXT
 }
@@ -58,14 +59,28 @@ do_kernels() {
 
 do_bench() {
   local bench=${1:-}
-  case $bench in
-    reject) ;;
-    *) refuse "no bench '$bench'; there is: reject" ;;
-  esac
+  [[ $bench == reject || $bench == cpu || $bench == gpu ]] || refuse "no bench '$bench'; there is: reject, cpu, gpu"
   shift
   set_up
   cd "$here"
+  case $bench in
+    cpu)
+      fetch_for_bench openvino
+      set -- --openvino "$venv/bench/openvino" "$@"
+      ;;
+    gpu) [[ -d build/kernels ]] || refuse "the kernels are not made yet: ./build.sh kernels" ;;
+  esac
   exec "$venv/bin/python" -m "tests.bench.bench_$bench" "$@"
+}
+
+# What a bench stands beside is no part of the product: fetched here only, and only once.
+fetch_for_bench() {
+  local folder=$venv/bench/$1 lock=tests/bench/$1.lock
+  [[ -f $folder/ready ]] && cmp -s "$lock" "$folder/ready" && return
+  rm -rf "$folder"
+  PIP_USER=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \
+    --require-hashes --no-deps --target "$folder" -r "$lock"
+  cp "$lock" "$folder/ready"
 }
 
 # ---- set-up -------------------------------------------------------------------------------------------------------
