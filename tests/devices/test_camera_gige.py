@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import queue
@@ -510,6 +511,24 @@ def test_the_same_frame_again_and_an_older_one_are_not_handed_over(memory: Plain
     assert [frame.sequence for frame in frames(camera, 2)] == [1, 2]
     figures = camera.statistics()
     assert (figures["frames"], figures["duplicates"], figures["older"], figures["gaps"]) == (2, 1, 1, 0)
+
+
+def test_a_buffer_goes_back_once_however_often_its_frame_is_released(memory: PlainMemory) -> None:
+    camera, stream = scripted(memory, ScriptedBuffer(1), ScriptedBuffer(2))
+    first, second = camera.next_frame(0), camera.next_frame(0)
+    assert first and second
+    first.release()
+    first.release()
+    assert len(stream.back) == 1 and camera.statistics()["held"] == 1
+
+
+def test_a_late_release_does_not_take_a_buffer_from_a_frame_of_the_next_session(memory: PlainMemory) -> None:
+    camera, _ = scripted(memory, ScriptedBuffer(1))
+    old, session, after = camera.next_frame(0), camera._session, ScriptedStream()
+    assert old and session and camera._held == {0}  # as if the same buffer were held again
+    camera._session = dataclasses.replace(session, number=2, stream=after)
+    old.release()
+    assert after.back == [] and camera.statistics()["held"] == 1
 
 
 def test_padded_rows_and_a_camera_without_stamps(memory: PlainMemory) -> None:
