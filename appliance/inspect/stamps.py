@@ -18,7 +18,8 @@ from appliance.ports import Frame
 _MS = 1_000_000
 _IN_A_ROW = 3  # frames that must agree where one alone could agree by chance
 _ARRIVALS = 16  # among so many, one at least came without delay of the host
-_ROW = 128  # arrivals that give the frame time where stamps do not
+_ROW = 128  # arrivals that give the frame time where stamps do not; of a slow camera those of a second
+_ROW_NS = 1_000_000_000
 _BLOCK_NS = 2_000_000_000  # over which the shortest arrival is looked for again: 50 ppm are 0.1 ms by then
 _EDGE_WAITS_NS = 250 * _MS  # a frame that has not come this long after its edge will not come (as the matcher has it)
 _FUTURE_NS = 500_000  # a driver's stamps are in whole microseconds; a frame from further ahead is impossible
@@ -102,6 +103,7 @@ class StampProof:
         self._given_delay_ns = delay_ns
         self._tolerance_ns = min(period_ns // 4, _TOLERANCE_NS)
         self._edges = _Edges(offset_ns)
+        self._row_length = max(2 * _ARRIVALS, min(_ROW, _ROW_NS // period_ns))
         self.counts = {"placed": 0, "nowhere": 0, "jumps": 0, "other_clock": 0, "behind": 0}
         self.news: deque[str] = deque(maxlen=16)
         self.forget()
@@ -121,7 +123,7 @@ class StampProof:
         self._seen: deque[_Seen] = deque(maxlen=_ARRIVALS)
         self._pairs: deque[int] = deque(maxlen=_ARRIVALS)  # stamp (or arrival) less what its edge expects
         self._block: list[_Seen] = []
-        self._row: deque[_Seen] = deque(maxlen=_ROW)
+        self._row: deque[_Seen] = deque(maxlen=self._row_length)
         self._shifted = self._doubts = self._agree = self._behind = 0
         self._use_edges = self._hardware
         self._last: _Seen | None = None
@@ -351,10 +353,10 @@ class StampProof:
         """A frame that came later than the row of its predecessors lets expect was held up: by how much is taken off, if
         it is little."""
         self._row.append(seen)
-        if len(self._row) < _ROW:
+        if len(self._row) < self._row_length:
             return None
         row = list(self._row)
-        spans = [(b.arrived_ns - a.arrived_ns) / max(1, b.sequence - a.sequence) for a, b in zip(row, row[_ROW // 2 :])]
+        spans = [(b.arrived_ns - a.arrived_ns) / max(1, b.sequence - a.sequence) for a, b in zip(row, row[self._row_length // 2 :])]
         period_ns = statistics.median(spans)  # half of those held up stand at a span's end, half at its beginning
         expected_ns = min(one.arrived_ns + (seen.sequence - one.sequence) * period_ns for one in row[-2 * _ARRIVALS :])
         late_ns = round(seen.arrived_ns - expected_ns)

@@ -13,6 +13,7 @@ from appliance.model.bundle import InputSpec
 from appliance.model.pixels import U8, Box, Image, Size
 from appliance.model.preprocess import F32, I64, NO_GAINS, Gains, Prepared, when_asked
 
+_AS_IT_LIES = ("mono8", "rgb8", "bgr8")
 _MOST_BUFFERS = 64  # photographs of many sizes would fill the memory with buffers never used again
 
 
@@ -22,13 +23,21 @@ class CvSteps:
     def __init__(self) -> None:
         self._buffers: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
         self._blue_first = False  # of the frame in hand: turning every pixel round would cost a pass of its own
+        self._checked: tuple[Any, ...] = ()
 
     def channels(self, memory: U8, size: Size, pitch: int, pixel: str, roi: Box) -> Image:
         """As preprocess; a bgr8 frame stays as it lies, and the steps after this one know it."""
         self._blue_first = pixel == "bgr8"
         if pixel == "mjpeg":
             return decode_jpeg(memory, size, roi)
-        return pixels.channels(memory, size, pitch, "rgb8" if self._blue_first else pixel, roi)
+        place = (memory.size, memory.strides, size, pitch, pixel, roi)
+        if place == self._checked and pixel in _AS_IT_LIES and memory.strides == (1,):  # it fits as the frame before did
+            x, y, w, h = roi
+            shape, strides = ((h, w), (pitch, 1)) if pixel == "mono8" else ((h, w, 3), (pitch, 3, 1))
+            return np.ndarray(shape, np.uint8, memory, y * pitch + x * strides[1], strides)  # type: ignore[no-any-return]
+        image = pixels.channels(memory, size, pitch, "rgb8" if self._blue_first else pixel, roi)
+        self._checked = place
+        return image
 
     def balance(self, image: Image, gains: Gains) -> Image:
         gains = gains[::-1] if self._blue_first else gains

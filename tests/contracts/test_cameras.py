@@ -218,8 +218,11 @@ def test_proved_stamps_are_near_the_truth_and_none_is_placed_wrongly_before(rig:
         placed = proof.place(frame)
         return placed.time_ns - rig.truth(frame) if placed.clock == "monotonic" else None
 
-    errors = take_and_release(rig, camera, 40, place)
-    placed = [error for error in errors if error is not None]
+    placed: list[int] = []
+    for _ in range(30):  # a camera without stamps is placed only when its arrivals have been known for a second
+        placed += [error for error in take_and_release(rig, camera, 10, place) if error is not None]  # type: ignore[misc]
+        if len(placed) >= 20:
+            break
     assert len(placed) >= 20, proof.health()
     assert max(abs(error) for error in placed) < rig.near_ns, proof.health()  # type: ignore[arg-type]
     assert len(str(proof.health()["method"]).split()) > 3

@@ -331,3 +331,19 @@ def test_mjpeg_of_another_size_or_no_jpeg_is_refused() -> None:
         prepare_cv2(raw, (32, 48), 0, "mjpeg", None, spec())
     with pytest.raises(ValueError, match="not a JPEG"):
         prepare_cv2(np.zeros(100, np.uint8), (32, 48), 0, "mjpeg", None, spec())
+
+
+@pytest.mark.parametrize("pixel", ["mono8", "rgb8", "bgr8", "mono12", "yuyv"])
+@pytest.mark.parametrize("roi", [None, (0, 0, 31, 40), (13, 7, 51, 33)])
+@pytest.mark.parametrize("target", [spec(), spec((20, 16), 3)])
+def test_frames_that_lie_as_the_one_before_are_read_as_exactly(pixel: str, roi: pixels.Box | None, target: InputSpec) -> None:
+    fast = FastPreprocess(target)
+    for seed in range(3):
+        memory, pitch = camera_bytes(pixel, 64, 40, 5, seed)
+        found, wanted = (one(memory, (64, 40), pitch, pixel, roi) for one in (fast, lambda *given: prepare(*given, target)))
+        assert np.abs(found.tensor - wanted.tensor).max() < 1e-5
+        assert np.array_equal(found.histogram, wanted.histogram) and found.total == wanted.total
+    with pytest.raises(ValueError, match="needs"):
+        fast(memory[:-200], (64, 40), pitch, pixel, roi)
+    with pytest.raises(ValueError, match="reaches beyond"):
+        fast(memory, (64, 40), pitch, pixel, (13, 7, 52, 33))
