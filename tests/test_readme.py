@@ -14,7 +14,7 @@ from appliance.twin.trouble import parse
 PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    appliance ")]
-ROOMS = ("", "appliance", "appliance/devices", "appliance/model", "appliance/inspect", "appliance/reject")
+ROOMS = ("", "appliance", "appliance/devices", "appliance/model", "appliance/inspect", "appliance/reject", "models/cap-28mm")
 
 
 @pytest.mark.parametrize("line", COMMANDS)
