@@ -356,7 +356,8 @@ class StampProof:
         if len(self._row) < self._row_length:
             return None
         row = list(self._row)
-        spans = [(b.arrived_ns - a.arrived_ns) / max(1, b.sequence - a.sequence) for a, b in zip(row, row[self._row_length // 2 :])]
+        later = row[self._row_length // 2 :]
+        spans = [(b.arrived_ns - a.arrived_ns) / max(1, b.sequence - a.sequence) for a, b in zip(row, later)]
         period_ns = statistics.median(spans)  # half of those held up stand at a span's end, half at its beginning
         expected_ns = min(one.arrived_ns + (seen.sequence - one.sequence) * period_ns for one in row[-2 * _ARRIVALS :])
         late_ns = round(seen.arrived_ns - expected_ns)
