@@ -557,6 +557,21 @@ def test_another_size_than_was_set_is_a_loss(memory: PlainMemory) -> None:
         camera.next_frame(0)
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_only_a_camera_that_answers_is_asked_to_stop(memory: PlainMemory, alive: bool) -> None:
+    """A dead one costs Aravis 2.5 s a question. What nobody fetched is counted."""
+    camera, _ = scripted(memory, ScriptedBuffer(1), ScriptedBuffer(2, "timeout"), ScriptedBuffer(4))
+    asked: list[str] = []
+    camera._library = camera_gige._Library(None, None, RuntimeError)
+    assert camera._session
+    camera._session.camera = SimpleNamespace(stop_acquisition=lambda: asked.append("stop"))
+    camera._session.alive = alive
+    camera.close()
+    assert asked == ["stop"] * alive
+    figures = camera.statistics()
+    assert (figures["unread"], figures["incomplete"], figures["gaps"]) == (2, 1, 1)
+
+
 # --- what is missing -----------------------------------------------------------------------------------------------------
 
 
