@@ -1,0 +1,238 @@
+"""inspectd around its inspector: what it tells while engines are built, how it ends, what a lost GPU makes of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.clock import SystemClock
+from appliance.inspect.daemon import InspectBuild, Inspectd, Loaded
+from appliance.inspect.matching import Matcher
+from appliance.inspect.stamps import StampProof
+from appliance.link import Listener, SocketLink
+from appliance.messages import Event, FrameSeen, Health, InspectState, Message, Trigger, Verdict
+from appliance.paths import Paths
+from appliance.ports import CameraLost, EngineError, EngineLost, Frame, FrameMemory, LinkClosed
+from tests.contracts.rigs import until
+from tests.inspect.test_inspector import Network, station
+
+CLOCK = SystemClock()
+MS = 1_000_000
+
+
+class Camera:
+    """Gives the frames that are put into it; ``clock`` as a driver's stamps are, or known."""
+
+    name, frame_copies = "top", 0
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.released: list[int] = []
+        self._more = threading.Condition()
+
+    def put(self, sequence: int, clock: Any = "monotonic") -> Frame:
+        now_ns = CLOCK.now_ns()
+        frame = Frame(
+            memoryview(bytearray(64)), 0, 8, (8, 8), "mono8", sequence, now_ns - MS, now_ns,
+            lambda: self.released.append(sequence), clock,
+        )  # fmt: skip
+        with self._more:
+            self.frames.append(frame)
+            self._more.notify()
+        return frame
+
+    def open(self, memory: FrameMemory) -> None: ...
+
+    def next_frame(self, timeout_s: float) -> Frame | None:
+        with self._more:
+            if not self.frames:
+                self._more.wait(timeout_s)
+            return self.frames.pop(0) if self.frames else None
+
+    def close(self) -> None: ...
+
+    def statistics(self) -> dict[str, Any]:
+        return {}
+
+
+class Behaving(Network):
+    def statistics(self) -> dict[str, Any]:
+        return {"why": "a stand-in"}
+
+
+class House:
+    """An Inspectd with both far sides, stepped by the test."""
+
+    def __init__(self, folder: Path, scores: dict[int, object], **changes: Any) -> None:
+        self.paths = Paths(folder / "run", folder / "data").make()
+        self.listeners = [Listener(self.paths.reject_socket), Listener(self.paths.report_socket)]
+        self.links: list[SocketLink] = []
+        self.heard: dict[int, list[Message]] = {0: [], 1: []}
+        self.camera, self.closed = Camera(), 0
+        inspector, _ = station({"top": scores})
+        look = replace(inspector.looks[0], network=Behaving(scores))
+        self.recipe = replace(inspector._recipe, looks=(look,))
+        usual: dict[str, Any] = {
+            "load": lambda progress: Loaded(self.recipe, [], None, self._close),  # type: ignore[arg-type]
+            "cameras": {"top": self.camera}, "matchers": {"top": Matcher(0, 20 * MS, 100 * MS, wait_for_second=False)},
+            "stamps": {"top": StampProof(10 * MS, False, 0)}, "slot_bytes": 64, "image_quota_bytes": 10**9,
+            "frame_trigger": None,
+        }  # fmt: skip
+        self.daemon = Inspectd(InspectBuild(**{**usual, **changes}), self.paths, CLOCK)
+
+    def _close(self) -> None:
+        self.closed += 1
+
+    def listen(self) -> dict[int, list[Message]]:
+        """All that rejectd (0) and reportd (1) were told so far."""
+        for number, listener in enumerate(self.listeners):
+            link = listener.accept()
+            if link:
+                self.links.append(link)
+                link.number = number  # type: ignore[attr-defined]
+        for link in self.links:
+            try:
+                while told := link.receive():
+                    self.heard[link.number] += told  # type: ignore[attr-defined]
+            except LinkClosed:
+                continue  # it ended; what it said before is heard
+        return self.heard
+
+    def states(self) -> list[InspectState]:
+        return [one for one in self.listen()[0] if isinstance(one, InspectState)]
+
+    def run(self) -> threading.Thread:
+        thread = threading.Thread(target=self.daemon.run, name="inspectd of a test")
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path, {1: 0.9, 2: 0.1, 3: EngineLost("the GPU failed")})
+    yield made
+    made.daemon.stopping = True
+    made.daemon.wake()
+
+
+def test_a_build_tells_rejectd_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.inspect.daemon.PROGRESS_NS", 0)
+    shares: list[float] = []
+
+    def load(progress: Any) -> Loaded:
+        for share in (0.0, 0.25, 0.5, 1.0):
+            progress("timing kernels", share)
+            shares.append(house.states()[-1].progress)
+        return Loaded(house.recipe, [], None, house._close)  # type: ignore[arg-type]
+
+    house = House(tmp_path, {}, load=load)
+    house.listen()
+    house.daemon.load()
+    assert shares[1:] == [0.25, 0.5, 1.0], "each is told while the build goes on"
+    told = house.states()
+    assert [one.state for one in told][1:4] == ["building"] * 3 and told[2].reason == "timing kernels"
+    house.daemon._send()
+    assert house.states()[-1].state == "ready"
+    house.daemon.close()
+    assert house.closed == 1
+
+
+def test_a_stop_while_an_engine_is_built_ends_the_build(tmp_path: Path) -> None:
+    def load(progress: Any) -> Loaded:
+        house.daemon.stopping = True  # SIGTERM's handler
+        with pytest.raises(EngineError, match="stopped while"):
+            progress("timing kernels", 0.3)
+        raise EngineError("stopped")
+
+    house = House(tmp_path, {}, load=load)
+    house.daemon.load()
+    house.daemon.run()
+    house.daemon.close()
+
+
+def test_a_refused_engine_is_a_fault_in_its_own_words_and_not_an_end(tmp_path: Path) -> None:
+    def load(progress: Any) -> Loaded:
+        raise EngineError("no CUDA driver answers")
+
+    house = House(tmp_path, {}, load=load)
+    house.daemon.load()
+    house.daemon._send()
+    until(lambda: any(one.state == "fault" and "no CUDA driver" in one.reason for one in house.states()))
+    assert not house.daemon.failed
+    house.daemon.close()
+
+
+def test_a_gpu_that_is_lost_ends_the_process_and_says_which_part_met_it(house: House) -> None:
+    house.daemon.load()
+    thread = house.run()
+    house.listen()
+    frame = house.camera.put(3)
+    until(lambda: len(house.links) == 2 or not house.listen())
+    _to_inspectd(house, Trigger(7, frame.time_ns, frame.time_ns + 10**10, "r"))
+    thread.join(10)
+    assert not thread.is_alive() and house.daemon.failed
+    house.daemon.close()
+    told = house.listen()
+    verdicts = [one for one in told[0] if isinstance(one, Verdict)]
+    assert [(one.part, one.verdict, one.cause) for one in verdicts] == [(7, "blind", "engine")]
+    assert any(isinstance(one, Event) and one.kind == "engine_lost" for one in told[1])
+    assert house.states()[-1].state == "fault"
+
+
+def test_a_frame_that_nobody_can_place_goes_back_and_announces_no_part(tmp_path: Path) -> None:
+    house = House(tmp_path, {1: 0.9}, frame_trigger="top")
+    house.daemon.load()
+    thread = house.run()
+    house.camera.put(1, "driver")
+    until(lambda: house.camera.released == [1])
+    house.camera.put(2)
+    until(lambda: any(isinstance(one, FrameSeen) for one in house.listen()[0]))
+    assert [one.sequence for one in house.listen()[0] if isinstance(one, FrameSeen)] == [2]
+    house.daemon.stopping = True
+    house.daemon.wake()
+    thread.join(10)
+    house.daemon.close()
+
+
+def test_health_tells_copies_stamps_and_engines(house: House) -> None:
+    house.daemon.load()
+    house.daemon._health(CLOCK.now_ns())
+    house.daemon._send()
+    (health,) = until(lambda: [one for one in house.listen()[1] if isinstance(one, Health)])
+    assert health.values["frame_copies"] == 0 and health.values["engines"] == {"top": {"why": "a stand-in"}}
+    assert "method" in health.values["top"]["stamps"] or health.values["top"]["stamps"]
+    house.daemon._inspector.looks[0].network.frame_copies = 4  # type: ignore[union-attr]
+    assert house.daemon._copies_per_frame() == 1, "frames were copied since the last look"
+    assert house.daemon._copies_per_frame() == 0, "and none since this one"
+    house.daemon.close()
+
+
+def test_a_camera_that_hangs_at_the_end_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path, {})
+    ended = threading.Event()
+    monkeypatch.setattr(house.camera, "next_frame", lambda timeout_s: ended.wait(30) and None)
+    house.daemon.load()
+    house.daemon.close()
+    assert house.closed == 0 and house.daemon.failed, "nothing is freed under a camera that may still write"
+    ended.set()
+
+
+def test_a_camera_that_is_lost_begins_its_proof_anew(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.daemon.load()
+    forgotten: list[int] = []
+    proof = house.daemon._build.stamps["top"]
+    monkeypatch.setattr(proof, "forget", lambda: forgotten.append(1))
+    house.daemon._frame_came("top", CameraLost("unplugged"))
+    house.daemon._take_frames()
+    assert forgotten == [1]
+    house.daemon.close()
+
+
+def _to_inspectd(house: House, message: Message) -> None:
+    link = next(one for one in house.links if one.number == 0)  # type: ignore[attr-defined]
+    assert link.send(message)
