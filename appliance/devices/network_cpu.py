@@ -202,6 +202,14 @@ class CpuNetwork:
         ended = now_ns()
         return LateFindings(self._task, scores, score_map, prepared, (middle - begun) / 1e6, (ended - middle) / 1e6)
 
+    def warm(self, frame: Frame, roi: Box | None) -> None:
+        """Run once: buffers of that size are made."""
+        self.wait(self.submit(frame, roi), 0)
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures for health: why this engine."""
+        return {"why": self.why}
+
     def close(self) -> None:
         """Free the engine."""
         self.engine.close()
