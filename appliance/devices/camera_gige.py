@@ -12,10 +12,10 @@ import logging
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -155,6 +155,25 @@ class GigeOptions:
     packet_delay_ns: int = 0
     stamp: Literal["start", "middle", "end"] = "start"
     packet_socket: bool = True
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, str]) -> GigeOptions:
+        """From ``?trigger=Line1&packet_delay_us=5&packet_bytes=1500&stamp=start&packet_socket=0``. Raises ValueError."""
+        stamp = query.get("stamp", "start")
+        if stamp not in ("start", "middle", "end"):
+            raise ValueError(f"stamp={stamp} is no part of an exposure; write start, middle or end")
+        return cls(
+            query.get("trigger", "Line1"), round(_number(query, "packet_bytes")), round(1000 * _number(query, "packet_delay_us")),
+            cast(Literal["start", "middle", "end"], stamp), query.get("packet_socket") != "0",
+        )  # fmt: skip
+
+
+def _number(query: Mapping[str, str], key: str) -> float:
+    text = query.get(key, "0")
+    try:
+        return float(text)
+    except ValueError as why:
+        raise ValueError(f"{key}={text} is no number") from why
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,10 @@ def test_2000_frames_then_killed_and_restarted_loses_none_uncounted_and_runs_wit
         while seen < 2000:  # over the wrap of its numbers
             frame = arrived.get(timeout=10)
             assert isinstance(frame, Frame), frame
-            assert whole(frame) and frame.sequence > last, frame.sequence
+            kept = dataclasses.replace(frame, memory=memoryview(bytes(frame.memory)))
+            frame.release()  # at once: a busy machine would find the judge's two buffers taken
+            assert whole(kept) and frame.sequence > last, frame.sequence
             seen, last = seen + 1, frame.sequence
-            frame.release()
         fake.kill()
         killed_ns = CLOCK.now_ns()
         while isinstance(one := arrived.get(timeout=10), Frame):
@@ -117,10 +118,11 @@ def test_2000_frames_then_killed_and_restarted_loses_none_uncounted_and_runs_wit
     assert (back_ns - fake.restarted_ns) / _S < 3.0
     after = camera.statistics()
     assert after["losses"] == 1 and after["outage_ms"] > 0 and camera.frame_copies == 0
-    assert one.sequence > last and whole(one, FIRST_NUMBER - accounted(before))  # a restarted camera counts from its start
-    rate = f"{after['frames']} frames, {before['gaps']} in gaps, {before['incomplete']} incomplete; told lost after"
+    assert one.sequence > last and whole(one, FIRST_NUMBER + 1 - one.sequence)  # a restarted camera counts from its start
+    shown = f"{after['frames']} frames, not handed over: {before['gaps']} gaps, {before['incomplete']} incomplete,"
+    shown += f" {before['no_buffer']} no buffer; told lost after"
     with capsys.disabled():
-        print(f"\n{rate} {(lost_ns - killed_ns) / 1e6:.0f} ms, back {(back_ns - fake.restarted_ns) / 1e6:.0f} ms after restart")
+        print(f"\n{shown} {(lost_ns - killed_ns) / 1e6:.0f} ms, back {(back_ns - fake.restarted_ns) / 1e6:.0f} ms after restart")
 
 
 @pytest.mark.parametrize("fake", [20], indirect=True)
@@ -353,6 +355,23 @@ def test_what_the_camera_does_not_have_is_refused_in_words(
     with pytest.raises(CameraLost, match=words):
         camera.open(memory)
     assert camera_gige.ask_controlled(ADDRESS) is False
+
+
+def test_options_of_the_address() -> None:
+    assert GigeOptions.from_query({}) == GigeOptions()
+    given = {"trigger": "Line0", "packet_delay_us": "2.5", "packet_bytes": "1500", "stamp": "end", "packet_socket": "0"}
+    assert GigeOptions.from_query(given) == GigeOptions("Line0", 1500, 2500, "end", False)
+    with pytest.raises(ValueError, match="packet_delay_us=fast is no number"):
+        GigeOptions.from_query({"packet_delay_us": "fast"})
+    with pytest.raises(ValueError, match="stamp=late is no part of an exposure; write start, middle or end"):
+        GigeOptions.from_query({"stamp": "late"})
+
+
+def test_packets_of_another_size_without_the_packet_socket(fake: FakeGige, memory: PlainMemory) -> None:
+    options = GigeOptions(packet_bytes=900, packet_socket=False)
+    with opened(gige_camera(options=options, fps=100), memory) as camera:
+        assert all(whole(frame) for frame in frames(camera, 20))
+        assert camera.statistics()["packet_bytes"] == 900
 
 
 def test_a_rate_it_cannot_give_is_told(fake: FakeGige, memory: PlainMemory) -> None:
