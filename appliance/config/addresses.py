@@ -34,10 +34,14 @@ _FLIP = ("none", "rotate-180", "horizontal", "vertical")
 _WORDS = {
     **{("gpio", key): words for key, words in _GPIO.items()},
     ("csi", "flip"): _FLIP,
-    ("v4l2", "stamp"): ("start", "middle", "end"),
+    **{(scheme, "stamp"): ("start", "middle", "end") for scheme in ("v4l2", "gige")},
+    ("v4l2", "align"): ("top",),
+    ("gige", "packet_socket"): ("0", "1"),
 }
+_NUMBERS = ("gain_unit", "exposure_unit_us", "packet_delay_us", "packet_bytes")
 CAMERA: dict[str, tuple[str, ...] | None] = {
-    "v4l2": ("serial", "trigger", "stamp"), "csi": ("flip",), "gige": ("trigger", "packet_delay_us"), "rtsp": None,
+    "v4l2": ("serial", "trigger", "stamp", "align", "gain_unit", "exposure_unit_us"), "csi": ("flip",),
+    "gige": ("trigger", "packet_delay_us", "packet_bytes", "stamp", "packet_socket"), "rtsp": None,
     "folder": ("fps", "once"), "twin": ("photographs",),
 }  # fmt: skip
 LINE: dict[str, tuple[str, ...] | None] = {"gpio": tuple(_GPIO), "modbus": ("unit", "watchdog_ms"), "twin": ()}
@@ -62,8 +66,17 @@ def parse(text: Any, role: str, schemes: Mapping[str, tuple[str, ...] | None]) -
         words = _WORDS.get((parts.scheme, key))
         if words and value not in words:
             raise ValueError(f"{key}={value} is not known; write one of {', '.join(words)}")
+        if key in _NUMBERS and not _is_number(value):
+            raise ValueError(f"{key}={value} is no number above 0; write for example {key}=10")
     path = parts.path if parts.scheme in ("v4l2", "folder") else parts.path.rstrip("/")
     return Address(parts.scheme, parts.netloc, path, query, text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1e9
+    except ValueError:
+        return False
 
 
 def _broker(text: Any) -> Address:

@@ -110,6 +110,7 @@ def test_no_damage_raises_anything_but_a_config_error(at: int, new: bytes, cut: 
         ("twin://top\n    size: [640, 480]\n    pixel: mono8\n    fps: 60", "csi://0\n    fps: 29.97", "whole frames a second"),
         ("source: twin://top", "source: v4l2:///dev/video0?expose=1", "has no option expose"),
         ("source: twin://top", "source: v4l2:///dev/video0?stamp=before", "write one of start"),
+        ("source: twin://top", "source: gige://11?packet_delay_us=some", "is no number above 0"),
         ("  listen: 127.0.0.1:1502", "  listen: plc", "no address and port"),
         ("  listen: 127.0.0.1:1502", "  clients: [cell-7]", "no IPv4 address"),
     ],
