@@ -27,7 +27,7 @@ from appliance.messages import Ack, Event, FrameSeen, Health, Heard, Hello, Insp
 from appliance.model.bundle import BundleError
 from appliance.model.golden import GoldenError
 from appliance.paths import Paths
-from appliance.ports import Camera, CameraLost, Clock, EngineError, Frame, FrameMemory, LinkClosed
+from appliance.ports import Camera, CameraLost, Clock, EngineError, EngineLost, Frame, FrameMemory, LinkClosed
 
 log = logging.getLogger("appliance.inspect")
 
@@ -108,6 +108,7 @@ class Inspectd:
         self._to_report: deque[Message] = deque()
         self._events: dict[int, Event] = {}
         self._next_n = 1
+        self._newest_part = 0
         self._state = InspectState("starting", "loading the model", 0.0, "", 0, "", {})
         self._inspector: Inspector | None = None
         self._watches: list[GoldenWatch] = []
@@ -308,6 +309,7 @@ class Inspectd:
             message = inspector.to_reject.popleft()
             if isinstance(message, Verdict):
                 self._verdicts[message.part] = message
+                self._newest_part = max(self._newest_part, message.part)
                 if len(self._verdicts) > _MOST_WAITING:
                     self._verdicts.pop(next(iter(self._verdicts)))
                     self.lost_messages += 1
@@ -339,8 +341,9 @@ class Inspectd:
             self._to_reject.clear()
 
     def _tell_state(self, state: str, reason: str) -> None:
-        old = self._state
-        self._state = msgspec.structs.replace(old, state=state, reason=reason)
+        if self._inspector and self._inspector.unfit and state != "fault":
+            return  # whatever else became well again: the model did not
+        self._state = msgspec.structs.replace(self._state, state=state, reason=reason)
         self._to_reject.append(self._state)
         self._queue_report(self._state)
 
@@ -354,17 +357,17 @@ class Inspectd:
     def _watch_golden(self, now_ns: int) -> None:
         for watch in self._watches:
             try:
-                watch.step(now_ns, self._verdicts_since)
-            except GoldenError as why:
+                watch.step(now_ns, self._newest_part)
+            except (GoldenError, EngineError) as why:  # what gives no answer reproduces nothing either
                 self._watches.remove(watch)
                 log.error("%s", why)
                 self._event("suspect_parts", {"why": str(why)[:200], "since": watch.last_good_part})
                 self._tell_state("fault", str(why)[:240])
+                if self._inspector:
+                    self._inspector.unfit = str(why)
+                if isinstance(why, EngineLost):
+                    self._give_up(str(why))
                 return
-
-    @property
-    def _verdicts_since(self) -> int:
-        return max(self._verdicts, default=0)
 
     def _health(self, now_ns: int) -> None:
         if now_ns < self._health_ns:

@@ -85,6 +85,8 @@ class Inspector:
         self.counts = {"judged": 0, "skipped_late": 0, "engine_errors": 0}
         self.lost = ""
         """Why no part can be judged any more in this process; empty while they can."""
+        self.unfit = ""
+        """Why the model is not believed any more (its golden vectors): parts are blind from then on."""
         self.latencies_ms: deque[float] = deque(maxlen=1000)
         self.verdict_ready: Callable[[], None] | None = None
         """Sends what ``to_reject`` holds: called before any image of the part is copied."""
@@ -139,6 +141,8 @@ class Inspector:
         self._answer(match.part, pending)
 
     def _look(self, camera: str, frame: Frame, pending: _Pending) -> Judgement:
+        if self.unfit:
+            return blind("engine")
         look = self._looks[camera]
         roi = look.roi
         if frame.size != look.size:

@@ -16,6 +16,7 @@ from appliance.inspect.matching import Matcher
 from appliance.inspect.stamps import StampProof
 from appliance.link import Listener, SocketLink
 from appliance.messages import Event, FrameSeen, Health, InspectState, Message, Trigger, Verdict
+from appliance.model.golden import GoldenError
 from appliance.paths import Paths
 from appliance.ports import CameraLost, EngineError, EngineLost, Frame, FrameMemory, LinkClosed
 from tests.contracts.rigs import until
@@ -230,6 +231,68 @@ def test_a_camera_that_is_lost_begins_its_proof_anew(house: House, monkeypatch: 
     house.daemon._frame_came("top", CameraLost("unplugged"))
     house.daemon._take_frames()
     assert forgotten == [1]
+    house.daemon.close()
+
+
+class Watch:
+    """A golden watch whose next vector ends as the test says."""
+
+    last_good_part = 4
+
+    def __init__(self, why: Exception | None) -> None:
+        self.why = why
+
+    def step(self, now_ns: int, newest_part: int) -> None:
+        if self.why:
+            raise self.why
+
+
+def watched(house: House, why: Exception | None) -> Watch:
+    watch = Watch(why)
+    house.daemon._watches = [watch]  # type: ignore[list-item]
+    return watch
+
+
+def test_a_model_that_failed_its_golden_vectors_stays_a_fault_when_a_camera_comes_back(house: House) -> None:
+    """Else the gates open again, for a model that is known to be wrong (law 7)."""
+    house.daemon.load()
+    watched(house, GoldenError("vector 3 differs"))
+    house.daemon._watch_golden(CLOCK.now_ns())
+    house.daemon._frame_came("top", CameraLost("unplugged"))
+    house.daemon._frame_came("top", house.camera.put(1))
+    house.daemon._take_frames()
+    assert house.daemon._state.state == "fault" and "vector 3 differs" in house.daemon._state.reason
+    house.daemon.close()
+
+
+def test_parts_are_blind_from_a_failed_golden_vector_on(house: House) -> None:
+    house.daemon.load()
+    watch = watched(house, None)
+    thread = house.run()
+    house.listen()
+    until(lambda: len(house.links) == 2 or not house.listen())
+    watch.why = GoldenError("vector 3 differs")
+    until(lambda: house.states()[-1].state == "fault")
+    frame = house.camera.put(2)  # which this network would let pass
+    _to_inspectd(house, Trigger(7, frame.time_ns, frame.time_ns + 10**10, "r"))
+    (verdict,) = until(lambda: [one for one in house.listen()[0] if isinstance(one, Verdict)])
+    assert (verdict.part, verdict.verdict, verdict.cause) == (7, "blind", "engine")
+    house.daemon.stopping = True
+    house.daemon.wake()
+    thread.join(10)
+    house.daemon.close()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_engine_that_fails_at_a_golden_vector_names_the_parts_since_the_last_good_round(house: House, lost: bool) -> None:
+    """It gave no answer, which reproduces nothing: as a wrong one, and not an end without a word."""
+    house.daemon.load()
+    watched(house, EngineLost("the GPU failed") if lost else EngineError("the engine failed"))
+    house.daemon._watch_golden(CLOCK.now_ns())
+    house.daemon._send()
+    (suspect,) = until(lambda: [one for one in house.listen()[1] if isinstance(one, Event) and one.kind == "suspect_parts"])
+    assert suspect.data["since"] == 4
+    assert house.states()[-1].state == "fault" and house.daemon.stopping == house.daemon.failed == lost
     house.daemon.close()
 
 
