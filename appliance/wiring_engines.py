@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,7 @@ WORKSPACES_BYTES = tuple(size << 20 for size in (1024, 512, 256, 128))
 _FREE_SHARE = 4  # tactics are tried beside weights, activations and the station: a quarter of what is free is scratch
 _WARM_RUNS, MEASURED_RUNS, _START_RUNS = 20, 300, 100
 _SILENT_S = 1800.0  # a whole build takes minutes: half an hour without one step of it is a hang
+_LOOK_S = 0.25  # how often a build that says nothing is looked after: whoever must end it has two seconds
 _WAIT_S = 2.0  # between two looks whether another build is over, and between two lines that say so
 _LINE_BYTES, _TAIL_BYTES = 64 * 1024, 2000
 _MOST_CHOICE_BYTES = 64 * 1024
@@ -345,8 +346,12 @@ def build_in_child(
     ]  # fmt: skip
     what = f"building the {request.precision} engine of {request.bundle_dir}"
     root = str(Path(__file__).resolve().parent.parent)
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, cwd=root)
+    with ExitStack() as stack:
+        try:
+            said = stack.enter_context(tempfile.TemporaryFile())
+            child = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, cwd=root)
+        except OSError as why:
+            raise EngineError(f"{what}: it cannot be begun ({why.strerror}); free memory and disk, then build again") from why
         assert child.stdout is not None
         try:
             ending = _listen(child.stdout, progress, silent_s)
@@ -365,19 +370,28 @@ def build_in_child(
 
 
 def _listen(pipe: IO[bytes], progress: Progress, silent_s: float) -> dict[str, Any] | None:
-    """Progress until the process ends or closes the pipe; its last word ("error", "unfit"), {} for none; None = it hangs."""
+    """Progress until the process ends or closes the pipe; its last word ("error", "unfit"), {} for none; None = it hangs.
+
+    While it says nothing ``progress`` hears the same again, often: it may raise to end the build."""
     last: dict[str, Any] = {}
+    doing, share = "beginning a build", 0.0
     rest = b""
-    while select.select([pipe], [], [], silent_s)[0]:
+    heard_ns = now_ns()
+    while now_ns() - heard_ns < silent_s * 1e9:
+        if not select.select([pipe], [], [], min(_LOOK_S, silent_s))[0]:
+            progress(doing, share)
+            continue
         some = os.read(pipe.fileno(), _LINE_BYTES)
         if not some:
             return last
+        heard_ns = now_ns()
         *lines, rest = (rest + some).split(b"\n")
         rest = rest[-_LINE_BYTES:]
         for line in lines:
             word = _word(line)
             if "share" in word:
-                progress(str(word.get("doing", "")), float(word["share"]))
+                doing, share = str(word.get("doing", "")), float(word["share"])
+                progress(doing, share)
             elif word:
                 last = word
     return None
@@ -424,6 +438,7 @@ def main(
     with _reports() as report:
         try:
             os.nice(10)  # a station that runs goes before
+            _first_to_go()
             _build(request, report, load, load_quick, root)
         except NotThisPrecision as why:
             report({"unfit": str(why)})
@@ -432,6 +447,11 @@ def main(
             report({"error": str(why)})
             return 1
     return 0
+
+
+def _first_to_go() -> None:
+    """Where memory runs out the system ends this process, and not the one that holds the gate."""
+    Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import pytest
 
 from appliance import wiring_engine_verbs as verbs
 from appliance import wiring_engines as engines
+from appliance.clock import now_ns
 from appliance.model import engine_cache
 from appliance.model.bundle import Bundle
 from appliance.model.engine_cache import EngineCache, digest_of
@@ -343,6 +344,45 @@ def test_a_build_that_hangs_is_ended_and_told(box: Box, bundle: Bundle) -> None:
         os.kill(int(told[0]), 0)
 
 
+def test_a_stop_does_not_wait_for_the_next_word_of_a_build(box: Box, bundle: Bundle) -> None:
+    """A kernel is timed for minutes without a word: whoever asks for the end (SIGTERM) is out within two seconds."""
+    begun_ns, stop = now_ns(), threading.Event()
+    request = BuildRequest(bundle.folder, "int8", 128 * MIB, box.data)
+    pids: list[int] = []
+
+    def progress(doing: str, share: float) -> None:
+        pids.append(int(doing))
+        if stop.is_set():
+            raise EngineError("stopped")
+        stop.set()  # the signal arrives right after the child's last word
+
+    script = 'os.write(1, b\'{"doing": "%d", "share": 0.5}\\n\' % os.getpid())\nsignal.pause()'
+    with pytest.raises(EngineError, match="^stopped"):
+        engines.build_in_child(request, progress, scripted(script), silent_s=20.0)
+    assert now_ns() - begun_ns < 2e9
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def test_a_build_that_cannot_be_begun_is_a_sentence(box: Box, bundle: Bundle) -> None:
+    """No memory for a process, or a full disk under /tmp: inspectd says so and lives."""
+    request = BuildRequest(bundle.folder, "int8", 128 * MIB, box.data)
+    with pytest.raises(EngineError, match="cannot be begun.*No such file"):
+        engines.build_in_child(request, lambda doing, share: None, ("/no/such/python",))
+
+
+def test_the_system_that_lacks_memory_ends_the_build_and_not_the_gate(box: Box, bundle: Bundle) -> None:
+    scores: set[str] = set()
+
+    def progress(doing: str, share: float) -> None:
+        for pid in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split():
+            scores.add(Path(f"/proc/{pid}/oom_score_adj").read_text().strip())
+
+    box.apart = True
+    box.build(BuildRequest(bundle.folder, "float16", 128 * MIB, box.data), progress)
+    assert "1000" in scores
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [
@@ -384,7 +424,7 @@ def test_two_builds_at_once_wait_for_each_other(box: Box, bundle: Bundle) -> Non
 
     box.apart = True
     box.build(BuildRequest(bundle.folder, "float16", 128 * MIB, box.data), progress)
-    assert told[0] == "waiting for another build to end" and told[-1] == "built"
+    assert [*dict.fromkeys(told)][:2] == ["beginning a build", "waiting for another build to end"] and told[-1] == "built"
 
 
 def test_without_a_driver_nothing_of_tensorrt_is_touched(box: Box, bundle: Bundle) -> None:
