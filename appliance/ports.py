@@ -178,23 +178,47 @@ class CameraLost(Exception):
     """A camera stopped, and why."""
 
 
+class Statistics(Protocol):
+    """Of the ROI as delivered (luma for colour). May be worked out when it is asked for: ask while the frame is held."""
+
+    @property
+    def histogram(self) -> npt.NDArray[np.int64]:
+        """(256,), of the upper eight bits."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """64-bit sum."""
+        ...
+
+    @property
+    def laplacian_variance(self) -> float:
+        """Of the last halved image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Statistics that are there."""
+
+    histogram: npt.NDArray[np.int64]
+    total: int
+    laplacian_variance: float
+
+
 @dataclass(frozen=True)
 class Findings:
     """What a network found, in one fixed layout per task; arrays are valid until the next ``submit``.
 
     classify: ``scores`` float32 (classes,), 0..1. anomaly: ``scores`` float32 (1,), 0..1 after the bundle's
     mapping, and ``score_map`` uint8 (height, width) at network size, 255 = score 1.
-    detect: ``candidates`` float32 (K, 6): x, y, width, height (network pixels), score, class.
-    ``histogram``: int64 (256,) of the ROI as delivered (luma for colour); ``total``: its 64-bit sum;
-    ``laplacian_variance``: of the last halved image."""
+    detect: ``candidates`` float32 (K, 6): x, y, width, height (network pixels), score, class."""
 
     task: str
     scores: npt.NDArray[np.float32]
     score_map: npt.NDArray[np.uint8] | None
     candidates: npt.NDArray[np.float32] | None
-    histogram: npt.NDArray[np.int64]
-    total: int
-    laplacian_variance: float
+    statistics: Statistics
     preprocess_ms: float
     infer_ms: float
 

@@ -36,7 +36,7 @@ from appliance.model.licence import (
 )
 from appliance.model.photograph import PhotographError, photographs_in, read_photograph
 from appliance.model.preprocess import prepare
-from appliance.ports import EngineError, Findings, Frame, MemoryRefused
+from appliance.ports import Counted, EngineError, Findings, Frame, MemoryRefused
 from appliance.wiring_engines import (
     CHOICE_FILE,
     LICENCE_FILE,
@@ -337,7 +337,7 @@ def _reference(bundle: Bundle) -> Callable[[Frame], Findings]:
         except ValueError as why:
             raise EngineError(str(why)) from why
         scores, score_map = decode(engine.run(bundle.input.tensor, np.ascontiguousarray(tensor[None])), bundle)
-        return Findings(bundle.task, scores, score_map, None, np.zeros(256, np.int64), 0, 0.0, 0.0, 0.0)
+        return Findings(bundle.task, scores, score_map, None, Counted(np.zeros(256, np.int64), 0, 0.0), 0.0, 0.0)
 
     return findings
 

@@ -2,29 +2,26 @@
 
 A buffer is the network's memory handed to the driver (USERPTR, what USB cameras take), or the driver's memory made
 reachable for the network (MMAP, what Tegra's capture has: it offers USERPTR and refuses it), or, where neither works, the
-driver's memory and one counted copy. Which one is tried at open and told in ``statistics``.
+driver's memory and one counted copy. Which one is tried at open and told in ``statistics``. The kernel's interface itself is
+in ``v4l2_driver``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import logging
 import math
-import mmap
-import os
-import re
 import select
 import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+import appliance.devices.v4l2_driver as v4l2
 from appliance.ports import CameraLost, Clock, Frame, FrameBuffer, FrameMemory, MemoryRefused
 
 log = logging.getLogger("appliance.camera")
@@ -38,361 +35,10 @@ _SETTLING = 5  # frames after the start that say nothing about the rate
 _RATE_FRAMES, _RATE_NS = 20, 1_000_000_000  # over which it is measured
 _SLOW = 0.95  # of the rate asked for
 _S, _US = 1_000_000_000, 1000
-_TEXT = 600  # characters of what a camera offers, in an error
-
-# --- linux/videodev2.h, 64 bit: a test compares every size, offset and number with the header -----------------------------
-
-_CAPTURE = 1
-_MEMORY_MMAP, _MEMORY_USERPTR = 1, 2
-_CAP_CAPTURE, _CAP_STREAMING, _CAP_DEVICE = 0x1, 0x4000000, 0x80000000
-_CAP_RATE = 0x1000
-_FLAG_ERROR, _STAMP_MASK, _STAMP_MONOTONIC, _SOURCE_MASK, _SOURCE_START = 0x40, 0xE000, 0x2000, 0x70000, 0x10000
-_PRIV_MAGIC = 0xFEEDCAFE  # without it the kernel hides the quantisation
-_COLORSPACE_JPEG, _QUANTIZATION_LIMITED = 7, 2
-_NEXT_CONTROL = 0x80000000
-_CONTROL_UNUSABLE = 0x1 | 0x4  # disabled, read-only
-_INTEGER, _BOOLEAN, _MENU, _INTEGER64, _INTEGER_MENU = 1, 2, 3, 5, 9
-_AUTO_WHITE_BALANCE, _AUTOGAIN, _GAIN, _WHITE_BALANCE_K = 0x98090C, 0x980912, 0x980913, 0x98091A
-_EXPOSURE_MODE, _EXPOSURE_100US, _EXPOSURE_PRIORITY = 0x9A0901, 0x9A0902, 0x9A0903
-_ANALOGUE_GAIN = 0x9E0903
-_MANUAL, _APERTURE_PRIORITY, _AUTO = 1, 3, 0  # of the exposure mode
-
-_u8, _u32, _i32, _u64, _i64 = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int64
-
-
-class Capability(ctypes.Structure):
-    """struct v4l2_capability."""
-
-    _fields_ = [("driver", ctypes.c_char * 16), ("card", ctypes.c_char * 32), ("bus", ctypes.c_char * 32),
-                ("version", _u32), ("capabilities", _u32), ("device_caps", _u32), ("reserved", _u32 * 3)]  # fmt: skip
-
-
-class FormatOffer(ctypes.Structure):
-    """struct v4l2_fmtdesc."""
-
-    _fields_ = [("index", _u32), ("type", _u32), ("flags", _u32), ("description", ctypes.c_char * 32),
-                ("pixelformat", _u32), ("mbus_code", _u32), ("reserved", _u32 * 3)]  # fmt: skip
-
-
-class Format(ctypes.Structure):
-    """struct v4l2_format with its v4l2_pix_format."""
-
-    _fields_ = [("type", _u32), ("gap", _u32), ("width", _u32), ("height", _u32), ("pixelformat", _u32), ("field", _u32),
-                ("bytesperline", _u32), ("sizeimage", _u32), ("colorspace", _u32), ("priv", _u32), ("flags", _u32),
-                ("ycbcr_enc", _u32), ("quantization", _u32), ("xfer_func", _u32), ("rest", _u8 * 152)]  # fmt: skip
-
-
-class SizeOffer(ctypes.Structure):
-    """struct v4l2_frmsizeenum; ``numbers``: width, height, or least, most, step of each."""
-
-    _fields_ = [("index", _u32), ("pixel_format", _u32), ("type", _u32), ("numbers", _u32 * 6), ("reserved", _u32 * 2)]
-
-
-class IntervalOffer(ctypes.Structure):
-    """struct v4l2_frmivalenum; ``numbers``: one fraction, or shortest, longest and step."""
-
-    _fields_ = [("index", _u32), ("pixel_format", _u32), ("width", _u32), ("height", _u32), ("type", _u32),
-                ("numbers", _u32 * 6), ("reserved", _u32 * 2)]  # fmt: skip
-
-
-class StreamParameters(ctypes.Structure):
-    """struct v4l2_streamparm with its v4l2_captureparm."""
-
-    _fields_ = [("type", _u32), ("capability", _u32), ("capturemode", _u32), ("numerator", _u32), ("denominator", _u32),
-                ("extendedmode", _u32), ("readbuffers", _u32), ("rest", _u8 * 176)]  # fmt: skip
-
-
-class BufferRequest(ctypes.Structure):
-    """struct v4l2_requestbuffers."""
-
-    _fields_ = [("count", _u32), ("type", _u32), ("memory", _u32), ("capabilities", _u32), ("flags", _u8),
-                ("reserved", _u8 * 3)]  # fmt: skip
-
-
-class Buffer(ctypes.Structure):
-    """struct v4l2_buffer; ``place`` is m.offset (MMAP) or m.userptr."""
-
-    _fields_ = [("index", _u32), ("type", _u32), ("bytesused", _u32), ("flags", _u32), ("field", _u32), ("seconds", _i64),
-                ("microseconds", _i64), ("timecode", _u8 * 16), ("sequence", _u32), ("memory", _u32), ("place", _u64),
-                ("length", _u32), ("reserved2", _u32), ("request_fd", _i32)]  # fmt: skip
-
-
-class ControlOffer(ctypes.Structure):
-    """struct v4l2_query_ext_ctrl."""
-
-    _fields_ = [("id", _u32), ("type", _u32), ("name", ctypes.c_char * 32), ("minimum", _i64), ("maximum", _i64),
-                ("step", _u64), ("default_value", _i64), ("flags", _u32), ("elem_size", _u32), ("elems", _u32),
-                ("nr_of_dims", _u32), ("dims", _u32 * 4), ("reserved", _u32 * 32)]  # fmt: skip
-
-
-class ControlValue(ctypes.Structure):
-    """struct v4l2_ext_control: packed; 32-bit values stand in the lower half of ``value``."""
-
-    _pack_ = 1
-    _fields_ = [("id", _u32), ("size", _u32), ("reserved2", _u32), ("value", _i64)]
-
-
-class ControlValues(ctypes.Structure):
-    """struct v4l2_ext_controls."""
-
-    _fields_ = [("which", _u32), ("count", _u32), ("error_index", _u32), ("request_fd", _i32), ("reserved", _u32),
-                ("controls", ctypes.POINTER(ControlValue))]  # fmt: skip
-
-
-def _code(direction: int, number: int, argument: type[Any]) -> int:
-    return direction << 30 | ctypes.sizeof(argument) << 16 | ord("V") << 8 | number
-
-
-_READ, _WRITE = 2, 1
-QUERYCAP = _code(_READ, 0, Capability)
-ENUM_FMT = _code(_READ | _WRITE, 2, FormatOffer)
-S_FMT = _code(_READ | _WRITE, 5, Format)
-REQBUFS = _code(_READ | _WRITE, 8, BufferRequest)
-QUERYBUF = _code(_READ | _WRITE, 9, Buffer)
-QBUF = _code(_READ | _WRITE, 15, Buffer)
-DQBUF = _code(_READ | _WRITE, 17, Buffer)
-STREAMON = _code(_WRITE, 18, ctypes.c_int)
-STREAMOFF = _code(_WRITE, 19, ctypes.c_int)
-G_PARM = _code(_READ | _WRITE, 21, StreamParameters)
-S_PARM = _code(_READ | _WRITE, 22, StreamParameters)
-G_EXT_CTRLS = _code(_READ | _WRITE, 71, ControlValues)
-S_EXT_CTRLS = _code(_READ | _WRITE, 72, ControlValues)
-ENUM_FRAMESIZES = _code(_READ | _WRITE, 74, SizeOffer)
-ENUM_FRAMEINTERVALS = _code(_READ | _WRITE, 75, IntervalOffer)
-QUERY_EXT_CTRL = _code(_READ | _WRITE, 103, ControlOffer)
-
-_BAYER = {"rggb": ("RGGB", "RG"), "grbg": ("GRBG", "BA"), "gbrg": ("GBRG", "GB"), "bggr": ("BA81", "BG")}
-FOURCC = {
-    "mono8": "GREY", **{f"bayer_{order}8": eight for order, (eight, _) in _BAYER.items()},
-    "mono16": "Y16 ", "mono12": "Y12 ", "mono10": "Y10 ",
-    **{f"bayer_{order}{bits}": f"{words}{bits}" for bits in (12, 10) for order, (_, words) in _BAYER.items()},
-    "rgb8": "RGB3", "bgr8": "BGR3", "uyvy": "UYVY", "yuyv": "YUYV", "nv12": "NV12", "mjpeg": "MJPG",
-}  # fmt: skip
-"""Words of the configuration and V4L2's names for them, in the order in which ``auto`` prefers them."""
 _YUV = ("uyvy", "yuyv", "nv12")
 # Tegra's capture puts 10 and 12 bits at the top of 16-bit words, as the network reads them; V4L2's own definition of these
 # formats, and every other driver, has them at the bottom: a picture of a 64th of its brightness.
 _TOP_ALIGNED = ("tegra-video",)
-
-
-def fourcc(text: str) -> int:
-    """V4L2's number of a pixel format."""
-    return int.from_bytes(text.encode(), "little")
-
-
-# --- the kernel ---------------------------------------------------------------------------------------------------------
-
-
-class System(Protocol):
-    """The few calls into the kernel. All raise OSError."""
-
-    def open(self, path: str) -> int: ...
-
-    def ioctl(self, fd: int, request: int, argument: Any) -> None:
-        """``argument``: a ctypes object, read and written in place."""
-        ...
-
-    def mmap(self, fd: int, length: int, offset: int) -> memoryview:
-        """A mapping (1-D, u8) that stays until the last view of it is gone, and does not keep ``fd`` open."""
-        ...
-
-    def poll(self, fd: int, timeout_ms: int) -> int:
-        """Events, 0 when none came in time."""
-        ...
-
-    def close(self, fd: int) -> None: ...
-
-
-class Kernel:
-    """The real one."""
-
-    def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.mmap.restype = ctypes.c_void_p
-        self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-        self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
-    def open(self, path: str) -> int:
-        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def ioctl(self, fd: int, request: int, argument: Any) -> None:
-        while True:
-            try:
-                fcntl.ioctl(fd, request, argument, True)
-                return
-            except InterruptedError:
-                continue
-
-    def mmap(self, fd: int, length: int, offset: int) -> memoryview:
-        """Not Python's mmap: that keeps a second descriptor, and with it the driver's queue, as long as a frame is held."""
-        place = self._libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
-        if place is None or place == ctypes.c_void_p(-1).value:
-            raise OSError(ctypes.get_errno(), "mmap")
-        mapping = (ctypes.c_uint8 * length).from_address(place)
-        weakref.finalize(mapping, self._libc.munmap, place, length).atexit = False
-        return memoryview(mapping).cast("B")
-
-    def poll(self, fd: int, timeout_ms: int) -> int:
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        found = poller.poll(timeout_ms)
-        return found[0][1] if found else 0
-
-    def close(self, fd: int) -> None:
-        os.close(fd)
-
-
-def _words(why: OSError) -> str:
-    """What an error of a driver means for a person."""
-    return {
-        errno.ENOENT: "there is no such device: it is unplugged, or stands at another port",
-        errno.ENODEV: "it is gone: unplugged, or its driver gave up; check plug, cable and supply",
-        errno.ENXIO: "it is gone: unplugged, or its driver gave up; check plug, cable and supply",
-        errno.EIO: "its driver reports a failed transfer; check cable, hub and supply",
-        errno.EBUSY: "another program uses it; end that one",
-        errno.EACCES: "this user may not open it; add the user to the group video",
-    }.get(why.errno or 0, f"{why.strerror or why}")
-
-
-_GONE = (errno.ENODEV, errno.ENXIO, errno.EIO)
-
-
-class _Device:
-    """An open node: calls on it, and what it offers."""
-
-    def __init__(self, system: System, path: str) -> None:
-        self.system, self.fd = system, system.open(path)
-
-    def call(self, request: int, argument: Any) -> Any:
-        """The argument, as the driver left it. Raises OSError."""
-        self.system.ioctl(self.fd, request, argument)
-        return argument
-
-    def each(self, request: int, make: Callable[[int], Any]) -> Iterator[Any]:
-        """What an enumeration gives, until the driver says that there is no more."""
-        for index in range(1000):
-            try:
-                yield self.call(request, make(index))
-            except OSError as why:
-                if why.errno in _GONE:
-                    raise
-                return
-
-    def formats(self) -> list[int]:
-        return [one.pixelformat for one in self.each(ENUM_FMT, lambda index: FormatOffer(index=index, type=_CAPTURE))]
-
-    def rates(self, pixelformat: int, width: int, height: int) -> list[float]:
-        """Frames per second on offer, of a range its fastest; empty when the driver does not say."""
-        found = []
-        size = {"pixel_format": pixelformat, "width": width, "height": height}
-        for one in self.each(ENUM_FRAMEINTERVALS, lambda index: IntervalOffer(index=index, **size)):
-            found.append(round(one.numbers[1] / max(1, one.numbers[0]), 3))
-            if one.type != 1:
-                break
-        return found
-
-    def offers(self) -> str:
-        """Formats, sizes and rates, in words."""
-        known = {fourcc(name): word for word, name in FOURCC.items()}
-        told = []
-        for pixelformat in self.formats():
-            sizes = []
-            for one in self.each(ENUM_FRAMESIZES, lambda index: SizeOffer(index=index, pixel_format=pixelformat)):  # noqa: B023
-                if one.type != 1:
-                    sizes.append("{0}x{3} to {1}x{4}".format(*one.numbers))
-                    break
-                rates = ", ".join(f"{rate:g}" for rate in self.rates(pixelformat, one.numbers[0], one.numbers[1])[:8])
-                sizes.append(f"{one.numbers[0]}x{one.numbers[1]}" + (f" at {rates} fps" if rates else ""))
-            name = known.get(pixelformat, pixelformat.to_bytes(4, "little").decode("latin1").strip())
-            told.append(f"{name} " + ", ".join(sizes))
-        text = "; ".join(told) or "nothing"
-        return text if len(text) <= _TEXT else text[:_TEXT] + " …"
-
-
-# --- controls -----------------------------------------------------------------------------------------------------------
-
-
-def control_name(text: str) -> str:
-    """As v4l2-ctl prints it: ``Exposure Time, Absolute`` is exposure_time_absolute."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-
-
-class _Controls:
-    """A camera's controls by number and by name; what was set is kept and can be compared again."""
-
-    def __init__(self, device: _Device, camera: str) -> None:
-        self._device, self._camera = device, camera
-        self._by_id: dict[int, ControlOffer] = {}
-        self._set: dict[int, int] = {}
-        self.notes: list[str] = []
-        last = [0]
-        for one in device.each(QUERY_EXT_CTRL, lambda _: ControlOffer(id=last[0] | _NEXT_CONTROL)):
-            last[0] = one.id
-            if not one.flags & _CONTROL_UNUSABLE:
-                self._by_id[one.id] = one
-
-    def find(self, *keys: int | str) -> ControlOffer | None:
-        """The first there is of some numbers and names."""
-        named = {control_name(one.name.decode("latin1")): one for one in self._by_id.values()}
-        return next((one for key in keys if (one := self._by_id.get(key) if isinstance(key, int) else named.get(key))), None)
-
-    def naming(self, part: str) -> list[str]:
-        """Names that have ``part`` in them, of controls that take a value."""
-        kinds = (_INTEGER, _BOOLEAN, _MENU, _INTEGER64, _INTEGER_MENU)
-        names = (control_name(one.name.decode("latin1")) for one in self._by_id.values() if one.type in kinds)
-        return [name for name in names if part in name]
-
-    def put(self, control: ControlOffer, value: float, setting: str) -> int:
-        """The value as the camera's steps allow it, read back. Raises CameraLost when it cannot be held."""
-        name, low, high = control_name(control.name.decode("latin1")), control.minimum, control.maximum
-        if not low <= value <= high:
-            raise CameraLost(
-                f"camera {self._camera}: {setting} means {name} = {value:g}, which runs from {low} to {high}; correct {setting}"
-            )
-        step = max(1, control.step)
-        whole = min(high, low + math.floor((value - low) / step + 0.5) * step)
-        try:
-            self._write(control, whole)
-        except OSError as why:
-            raise CameraLost(
-                f"camera {self._camera} refuses {name} = {whole} ({_words(why)}), which {setting} needs; correct {setting}"
-            ) from why
-        self._compare(control.id, whole)
-        self._set[control.id] = whole
-        self.notes.append(f"{name} = {whole}")
-        return int(whole)
-
-    def put_if_there(self, value: float, *keys: int | str) -> bool:
-        """Set a control where the camera has it; one that is refused is told, and not a loss."""
-        control = self.find(*keys)
-        if control is None:
-            return False
-        try:
-            self.put(control, value, "locking the camera")
-        except CameraLost as why:
-            self.notes.append(str(why))
-        return True
-
-    def compare(self) -> None:
-        """Some cameras forget at the start of the stream. Raises CameraLost."""
-        for number, value in self._set.items():
-            self._compare(number, value)
-
-    def _compare(self, number: int, value: int) -> None:
-        control = self._by_id[number]
-        got = self._read(control)
-        if got != value:
-            name = control_name(control.name.decode("latin1"))
-            raise CameraLost(f"camera {self._camera} holds {name} = {got} where {value} was set; another program may set it")
-
-    def _write(self, control: ControlOffer, value: int) -> None:
-        one = ControlValue(id=control.id, value=value if control.type == _INTEGER64 else value & 0xFFFFFFFF)
-        self._device.call(S_EXT_CTRLS, ControlValues(count=1, controls=ctypes.pointer(one)))
-
-    def _read(self, control: ControlOffer) -> int:
-        one = ControlValue(id=control.id)
-        self._device.call(G_EXT_CTRLS, ControlValues(count=1, controls=ctypes.pointer(one)))
-        return int(one.value) if control.type == _INTEGER64 else ctypes.c_int32(one.value & 0xFFFFFFFF).value
 
 
 # --- buffers ------------------------------------------------------------------------------------------------------------
@@ -449,15 +95,15 @@ class V4l2Camera:
         hardware_trigger: bool,
         options: Mapping[str, str],
         clock: Clock,
-        system: System | None = None,
+        system: v4l2.System | None = None,
         by_id: Path = Path("/dev/v4l/by-id"),
     ) -> None:
         self.name, self.frame_copies = name, 0
         self._path, self._size, self._fps, self._pixel = path, size, fps, pixel
         self._exposure_us, self._gain, self._hardware, self._options = exposure_us, gain, hardware_trigger, options
-        self._clock, self._system, self._by_id = clock, system or Kernel(), by_id
+        self._clock, self._system, self._by_id = clock, system or v4l2.Kernel(), by_id
         self._lock = threading.Lock()  # the judge gives buffers back while this camera's thread takes others
-        self._device: _Device | None = None
+        self._device: v4l2.Device | None = None
         self._memory: FrameMemory | None = None
         self._kept: list[FrameBuffer] = []  # allocated once: the memory cannot take them back
         self._slots: list[_Slot] = []
@@ -467,7 +113,7 @@ class V4l2Camera:
         self._serial = 0
         self._failure = ""
         self._layout = _Layout("", 0, 0, 0)
-        self._memory_kind = _MEMORY_MMAP
+        self._memory_kind = v4l2.MEMORY_MMAP
         self._counts = dict(_FRESH)
         self._told: dict[str, Any] = {}
         self._arrivals: deque[int] = deque(maxlen=64)
@@ -495,11 +141,11 @@ class V4l2Camera:
             raise CameraLost(f"camera {self.name}: stamp={self._options['stamp']} is not known; write start, middle or end")
         path = self._find()
         try:
-            self._device = _Device(self._system, path)
+            self._device = v4l2.Device(self._system, path)
             self._start(self._device, memory)
         except (OSError, MemoryRefused) as why:
             self.close()
-            words = _words(why) if isinstance(why, OSError) else str(why)
+            words = v4l2.words(why) if isinstance(why, OSError) else str(why)
             raise CameraLost(f"camera {self.name} at {path}: {words}") from why
         except CameraLost:
             self.close()
@@ -520,15 +166,15 @@ class V4l2Camera:
             raise CameraLost(f"camera {self.name}: no camera with serial {serial} is plugged in; there are: {there}")
         return str(self._by_id / found[0])
 
-    def _start(self, device: _Device, memory: FrameMemory) -> None:
-        capability = device.call(QUERYCAP, Capability())
-        flags = capability.device_caps if capability.capabilities & _CAP_DEVICE else capability.capabilities
-        if not flags & _CAP_CAPTURE or not flags & _CAP_STREAMING:
+    def _start(self, device: v4l2.Device, memory: FrameMemory) -> None:
+        capability = device.call(v4l2.QUERYCAP, v4l2.Capability())
+        flags = capability.device_caps if capability.capabilities & v4l2.CAP_DEVICE else capability.capabilities
+        if not flags & v4l2.CAP_CAPTURE or not flags & v4l2.CAP_STREAMING:
             raise CameraLost(f"camera {self.name}: {self._path} gives no frames (a metadata node?); take its video-index0")
         driver = capability.driver.decode("latin1")
         self._layout = self._choose(device, driver)
         rate = self._set_rate(device)
-        controls = _Controls(device, self.name)
+        controls = v4l2.Controls(device, self.name)
         self._lock_controls(controls, rate)
         self._told |= {
             "driver": driver, "pixel": self._layout.pixel, "pitch_bytes": self._layout.pitch, "controls": controls.notes,
@@ -538,13 +184,13 @@ class V4l2Camera:
         self._told["memory"] = self._arm(device, memory)
         controls.compare()
 
-    def _choose(self, device: _Device, driver: str) -> _Layout:
+    def _choose(self, device: v4l2.Device, driver: str) -> _Layout:
         """The format asked for, or the first that is lossless, readable and fast enough."""
         offered = device.formats()
-        wanted = [word for word in FOURCC if word != "mjpeg"] if self._pixel == "auto" else [self._pixel]
+        wanted = [word for word in v4l2.FOURCC if word != "mjpeg"] if self._pixel == "auto" else [self._pixel]
         refused = []
         for word in wanted:
-            if fourcc(FOURCC[word]) not in offered:
+            if v4l2.fourcc(v4l2.FOURCC[word]) not in offered:
                 continue
             if _is_words(word) and driver not in _TOP_ALIGNED and self._options.get("align") != "top":
                 refused.append(
@@ -561,11 +207,12 @@ class V4l2Camera:
             f"camera {self.name} does not give {asked}{why}; it offers {device.offers()}; correct cameras.{self.name}"
         )
 
-    def _try(self, device: _Device, word: str, refused: list[str]) -> _Layout | None:
+    def _try(self, device: v4l2.Device, word: str, refused: list[str]) -> _Layout | None:
         width, height = self._size
-        number = fourcc(FOURCC[word])
+        number = v4l2.fourcc(v4l2.FOURCC[word])
         got = device.call(
-            S_FMT, Format(type=_CAPTURE, width=width, height=height, pixelformat=number, field=1, priv=_PRIV_MAGIC)
+            v4l2.S_FMT,
+            v4l2.Format(type=v4l2.CAPTURE, width=width, height=height, pixelformat=number, field=1, priv=v4l2.PRIV_MAGIC),
         )
         if (got.pixelformat, got.width, got.height) != (number, width, height):
             name = got.pixelformat.to_bytes(4, "little").decode("latin1").strip()
@@ -577,7 +224,7 @@ class V4l2Camera:
             return None
         return self._layout_of(word, got)
 
-    def _layout_of(self, word: str, got: Format) -> _Layout:
+    def _layout_of(self, word: str, got: v4l2.Format) -> _Layout:
         if word == "mjpeg":
             return _Layout(word, 0, got.sizeimage, 1)
         row = _row_bytes(word, got.width)
@@ -591,19 +238,19 @@ class V4l2Camera:
             )
         return _Layout(word + ("/limited" if word in _YUV and _is_limited(got) else ""), pitch, got.sizeimage, least)
 
-    def _set_rate(self, device: _Device) -> bool:
+    def _set_rate(self, device: v4l2.Device) -> bool:
         """False: the driver sets no rate this way."""
-        parameters = StreamParameters(type=_CAPTURE)
+        parameters = v4l2.StreamParameters(type=v4l2.CAPTURE)
         try:
-            device.call(G_PARM, parameters)
+            device.call(v4l2.G_PARM, parameters)
         except OSError as why:
-            if why.errno in _GONE:
+            if why.errno in v4l2.GONE:
                 raise
             return False
-        if not parameters.capability & _CAP_RATE:
+        if not parameters.capability & v4l2.CAP_RATE:
             return False
-        asked = StreamParameters(type=_CAPTURE, numerator=1000, denominator=round(self._fps * 1000))
-        got = device.call(S_PARM, asked)
+        asked = v4l2.StreamParameters(type=v4l2.CAPTURE, numerator=1000, denominator=round(self._fps * 1000))
+        got = device.call(v4l2.S_PARM, asked)
         fps = got.denominator / max(1, got.numerator)
         if fps < self._fps * 0.99 or (fps > self._fps * 1.01 and not self._hardware):
             raise CameraLost(
@@ -614,16 +261,16 @@ class V4l2Camera:
 
     # --- controls -----------------------------------------------------------------------------------------------------
 
-    def _lock_controls(self, controls: _Controls, rate_is_set: bool) -> None:
+    def _lock_controls(self, controls: v4l2.Controls, rate_is_set: bool) -> None:
         """What would move by itself is held still, manual before the values: a camera ignores them otherwise."""
         controls.put_if_there(0, "bypass_mode")  # 1: frames go to the ISP and never come here
         controls.put_if_there(1, "override_enable")  # Tegra: without it exposure and gain are only remembered
         self._exposure_mode(controls)
-        controls.put_if_there(0, _EXPOSURE_PRIORITY)  # a camera in the dark would lower its rate
-        controls.put_if_there(0, _AUTO_WHITE_BALANCE)
-        kelvin = controls.find(_WHITE_BALANCE_K)
+        controls.put_if_there(0, v4l2.EXPOSURE_PRIORITY)  # a camera in the dark would lower its rate
+        controls.put_if_there(0, v4l2.AUTO_WHITE_BALANCE)
+        kelvin = controls.find(v4l2.WHITE_BALANCE_K)
         if kelvin:  # else it stays where it happened to be, and a restart changes the colours
-            controls.put_if_there(kelvin.default_value, _WHITE_BALANCE_K)
+            controls.put_if_there(kelvin.default_value, v4l2.WHITE_BALANCE_K)
         frame_rate = controls.find("frame_rate")
         if frame_rate and not rate_is_set:
             unit = 1_000_000 if frame_rate.maximum >= 1_000_000 else 1  # Tegra counts in millionths
@@ -633,17 +280,17 @@ class V4l2Camera:
             self._put_gain(controls)
         self._trigger(controls)
 
-    def _exposure_mode(self, controls: _Controls) -> None:
-        mode = controls.find(_EXPOSURE_MODE)
+    def _exposure_mode(self, controls: v4l2.Controls) -> None:
+        mode = controls.find(v4l2.EXPOSURE_MODE)
         if self._exposure_us != "auto":
             if mode:
-                controls.put(mode, _MANUAL, f"cameras.{self.name}.exposure_us")
-            controls.put_if_there(0, _AUTOGAIN)
+                controls.put(mode, v4l2.MANUAL, f"cameras.{self.name}.exposure_us")
+            controls.put_if_there(0, v4l2.AUTOGAIN)
         elif mode and not self._auto_exposure(controls, mode):
             raise CameraLost(f"camera {self.name} has no automatic exposure; write a number to cameras.{self.name}.exposure_us")
 
-    def _auto_exposure(self, controls: _Controls, mode: ControlOffer) -> bool:
-        for value in (_APERTURE_PRIORITY, _AUTO):
+    def _auto_exposure(self, controls: v4l2.Controls, mode: v4l2.ControlOffer) -> bool:
+        for value in (v4l2.APERTURE_PRIORITY, v4l2.AUTO):
             try:
                 controls.put(mode, value, "exposure_us: auto")
                 return True
@@ -651,15 +298,15 @@ class V4l2Camera:
                 continue  # the other of the two is tried; a camera with neither is told by the caller
         return False
 
-    def _exposure(self, controls: _Controls, exposure_us: float) -> None:
+    def _exposure(self, controls: v4l2.Controls, exposure_us: float) -> None:
         setting = f"cameras.{self.name}.exposure_us"
         unit_us = self._number("exposure_unit_us", 0)
-        control = controls.find(_EXPOSURE_100US) if not unit_us else None
+        control = controls.find(v4l2.EXPOSURE_100US) if not unit_us else None
         if control:
             unit_us = 100.0
         else:
             control = controls.find("exposure", "exposure_time", "exposure_time_absolute")
-            unit_us = unit_us or (1.0 if control and control.type == _INTEGER64 else 0.0)
+            unit_us = unit_us or (1.0 if control and control.type == v4l2.INTEGER64 else 0.0)
         if control is None:
             raise CameraLost(f"camera {self.name} has no control of its exposure; write {setting}: auto")
         if not unit_us:
@@ -672,8 +319,8 @@ class V4l2Camera:
         if abs(got_us - exposure_us) > 0.01 * exposure_us:
             controls.notes.append(f"exposure is {got_us:g} us where {exposure_us:g} was asked: its steps are {unit_us:g} us")
 
-    def _put_gain(self, controls: _Controls) -> None:
-        control = controls.find(_GAIN, _ANALOGUE_GAIN, "gain", "analogue_gain")
+    def _put_gain(self, controls: v4l2.Controls) -> None:
+        control = controls.find(v4l2.GAIN, v4l2.ANALOGUE_GAIN, "gain", "analogue_gain")
         if control is None:
             controls.notes.append("no control of the gain: it stays as the camera has it")
             return
@@ -681,11 +328,11 @@ class V4l2Camera:
         setting = f"cameras.{self.name}.gain (or ?gain_unit=…, the control's value for gain 1.0)"
         controls.put(control, self._gain * unit, setting)
 
-    def _trigger(self, controls: _Controls) -> None:
+    def _trigger(self, controls: v4l2.Controls) -> None:
         """The photo-eye fires the camera, or nothing does; a camera left waiting for an eye gives no frames."""
         named = self._options.get("trigger", "").rpartition(":")[0]
         names = controls.naming("trigger")
-        name = control_name(named) if named else next((one for one in ("trigger_mode", "trigger") if one in names), "")
+        name = v4l2.control_name(named) if named else next((one for one in ("trigger_mode", "trigger") if one in names), "")
         if not name and len(names) == 1:
             name = names[0]
         control = controls.find(name) if name else None
@@ -712,19 +359,19 @@ class V4l2Camera:
 
     # --- buffers ------------------------------------------------------------------------------------------------------
 
-    def _arm(self, device: _Device, memory: FrameMemory) -> str:
+    def _arm(self, device: v4l2.Device, memory: FrameMemory) -> str:
         """Buffers made and queued, the stream begun; in words, how they are shared."""
         try:
-            self._memory_kind, self.frame_copies = _MEMORY_USERPTR, 0
+            self._memory_kind, self.frame_copies = v4l2.MEMORY_USERPTR, 0
             self._slots = self._user_slots(device, memory)
             self._stream(device)
             return "USERPTR: the camera writes where the network reads; no copy"
         except (OSError, MemoryRefused) as why:
-            if isinstance(why, OSError) and why.errno in _GONE:
+            if isinstance(why, OSError) and why.errno in v4l2.GONE:
                 raise
-            refused = _words(why) if isinstance(why, OSError) else str(why)
+            refused = v4l2.words(why) if isinstance(why, OSError) else str(why)
             self._disarm(device)
-        self._memory_kind = _MEMORY_MMAP
+        self._memory_kind = v4l2.MEMORY_MMAP
         self._slots = self._mapped_slots(device)
         text = f"MMAP: the network reads where the camera writes; no copy (USERPTR refused: {refused})"
         try:
@@ -736,15 +383,15 @@ class V4l2Camera:
         self._stream(device)
         return text
 
-    def _user_slots(self, device: _Device, memory: FrameMemory) -> list[_Slot]:
-        count = device.call(REQBUFS, BufferRequest(count=_BUFFERS, type=_CAPTURE, memory=_MEMORY_USERPTR)).count
+    def _user_slots(self, device: v4l2.Device, memory: FrameMemory) -> list[_Slot]:
+        count = device.call(v4l2.REQBUFS, v4l2.BufferRequest(count=_BUFFERS, type=v4l2.CAPTURE, memory=v4l2.MEMORY_USERPTR)).count
         return [_Slot(buffer, _address_of(buffer.memory)) for buffer in self._allocated(memory, self._enough(count))]
 
-    def _mapped_slots(self, device: _Device) -> list[_Slot]:
-        count = device.call(REQBUFS, BufferRequest(count=_BUFFERS, type=_CAPTURE, memory=_MEMORY_MMAP)).count
+    def _mapped_slots(self, device: v4l2.Device) -> list[_Slot]:
+        count = device.call(v4l2.REQBUFS, v4l2.BufferRequest(count=_BUFFERS, type=v4l2.CAPTURE, memory=v4l2.MEMORY_MMAP)).count
         slots = []
         for index in range(self._enough(count)):
-            one = device.call(QUERYBUF, Buffer(index=index, type=_CAPTURE, memory=_MEMORY_MMAP))
+            one = device.call(v4l2.QUERYBUF, v4l2.Buffer(index=index, type=v4l2.CAPTURE, memory=v4l2.MEMORY_MMAP))
             mapping = self._system.mmap(device.fd, one.length, one.place)
             slots.append(_Slot(FrameBuffer(mapping, 0), one.place))
         return slots
@@ -777,21 +424,21 @@ class V4l2Camera:
             self._memory.unregister(slot.buffer)
             slot.buffer, slot.registered = FrameBuffer(slot.buffer.memory, 0), False
 
-    def _stream(self, device: _Device) -> None:
+    def _stream(self, device: v4l2.Device) -> None:
         for index in range(len(self._slots)):
             self._queue(device, index)
-        device.call(STREAMON, ctypes.c_int(_CAPTURE))
+        device.call(v4l2.STREAMON, ctypes.c_int(v4l2.CAPTURE))
 
-    def _queue(self, device: _Device, index: int) -> None:
+    def _queue(self, device: v4l2.Device, index: int) -> None:
         slot = self._slots[index]
-        one = Buffer(index=index, type=_CAPTURE, memory=self._memory_kind)
-        if self._memory_kind == _MEMORY_USERPTR:
+        one = v4l2.Buffer(index=index, type=v4l2.CAPTURE, memory=self._memory_kind)
+        if self._memory_kind == v4l2.MEMORY_USERPTR:
             one.place, one.length = slot.place, len(slot.buffer.memory)
-        device.call(QBUF, one)
+        device.call(v4l2.QBUF, one)
 
-    def _disarm(self, device: _Device) -> None:
+    def _disarm(self, device: v4l2.Device) -> None:
         """Back to before ``_arm``: mappings are let go before the driver is asked to free what lies behind them."""
-        self._tell(device, STREAMOFF, ctypes.c_int(_CAPTURE))
+        self._tell(device, v4l2.STREAMOFF, ctypes.c_int(v4l2.CAPTURE))
         holders = {} if self._copies else {index: serial for serial, index in self._held.items()}
         for index, slot in enumerate(self._slots):
             if index in holders and slot.registered and self._memory:  # the network may be reading it this moment
@@ -800,14 +447,14 @@ class V4l2Camera:
                 self._unregister(slot)
         self._slots, self._copies = [], []
         self._held.clear()
-        self._tell(device, REQBUFS, BufferRequest(count=0, type=_CAPTURE, memory=self._memory_kind))
+        self._tell(device, v4l2.REQBUFS, v4l2.BufferRequest(count=0, type=v4l2.CAPTURE, memory=self._memory_kind))
 
-    def _tell(self, device: _Device, request: int, argument: Any) -> None:
+    def _tell(self, device: v4l2.Device, request: int, argument: Any) -> None:
         """A driver that is gone does not answer, and needs not."""
         try:
             device.call(request, argument)
         except OSError as why:
-            log.info("camera %s at its end: %s", self.name, _words(why))
+            log.info("camera %s at its end: %s", self.name, v4l2.words(why))
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
@@ -826,30 +473,30 @@ class V4l2Camera:
             if left_ns <= 0:
                 return None
 
-    def _ready(self, device: _Device, wait_ns: int) -> bool:
+    def _ready(self, device: v4l2.Device, wait_ns: int) -> bool:
         if self._failure:
             raise CameraLost(self._failure)
         try:
             events = self._system.poll(device.fd, math.ceil(wait_ns / 1e6))
         except OSError as why:
-            raise CameraLost(f"camera {self.name}: {_words(why)}") from why
+            raise CameraLost(f"camera {self.name}: {v4l2.words(why)}") from why
         if events & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
             raise CameraLost(f"camera {self.name}: it is gone or its stream failed; check plug, cable and supply")
         return bool(events)
 
-    def _take(self, device: _Device) -> Frame | None:
+    def _take(self, device: v4l2.Device) -> Frame | None:
         """What the driver has filled: a frame, or None where it is none that can be judged."""
         with self._lock:
             try:
-                one = device.call(DQBUF, Buffer(type=_CAPTURE, memory=self._memory_kind))
+                one = device.call(v4l2.DQBUF, v4l2.Buffer(type=v4l2.CAPTURE, memory=self._memory_kind))
             except OSError as why:
                 if why.errno == errno.EAGAIN:
                     return None
-                raise CameraLost(f"camera {self.name}: {_words(why)}") from why
+                raise CameraLost(f"camera {self.name}: {v4l2.words(why)}") from why
             arrived_ns = self._clock.now_ns()
             self._count(one.sequence, arrived_ns)
             frame = None
-            if one.flags & _FLAG_ERROR:
+            if one.flags & v4l2.FLAG_ERROR:
                 self._counts["error_flagged"] += 1
             elif one.bytesused < self._layout.least:
                 self._counts["short"] += 1
@@ -872,7 +519,7 @@ class V4l2Camera:
         self._seen_frames += 1
         self._judge_rate(arrived_ns)
 
-    def _hand_over(self, one: Buffer, arrived_ns: int) -> Frame | None:
+    def _hand_over(self, one: v4l2.Buffer, arrived_ns: int) -> Frame | None:
         """The frame, or None where the judge holds as many as it may. Called with the lock."""
         if len(self._held) >= _MOST_HELD:
             self._counts["no_buffer"] += 1
@@ -893,14 +540,14 @@ class V4l2Camera:
             time_ns, arrived_ns, partial(self._release, self._serial), clock,
         )  # fmt: skip
 
-    def _stamp(self, one: Buffer, arrived_ns: int) -> tuple[int, Literal["driver", "none"]]:
+    def _stamp(self, one: v4l2.Buffer, arrived_ns: int) -> tuple[int, Literal["driver", "none"]]:
         """Middle of exposure as far as the driver says; on which clock it counts is for others to prove."""
         stamp_ns = one.seconds * _S + one.microseconds * _US
-        if one.flags & _STAMP_MASK != _STAMP_MONOTONIC or not stamp_ns:
+        if one.flags & v4l2.STAMP_MASK != v4l2.STAMP_MONOTONIC or not stamp_ns:
             self._told["stamp"] = "none that could be used"
             return arrived_ns, "none"
         given = self._options.get("stamp")
-        meaning = given or ("start" if one.flags & _SOURCE_MASK == _SOURCE_START else "end")
+        meaning = given or ("start" if one.flags & v4l2.SOURCE_MASK == v4l2.SOURCE_START else "end")
         self._told["stamp"] = f"{meaning} of exposure, {'as configured' if given else 'as the driver flags it'}"
         half_ns = self._exposure_ns // 2
         return stamp_ns + {"start": half_ns, "middle": 0, "end": -half_ns}[meaning], "driver"
@@ -917,12 +564,12 @@ class V4l2Camera:
         if left:
             left[0].unregister(left[1])
 
-    def _give_to_driver(self, device: _Device, index: int) -> None:
+    def _give_to_driver(self, device: v4l2.Device, index: int) -> None:
         """Called with the lock; what fails here is told by the camera's own thread."""
         try:
             self._queue(device, index)
         except OSError as why:
-            self._failure = self._failure or f"camera {self.name} takes no buffer back: {_words(why)}"
+            self._failure = self._failure or f"camera {self.name} takes no buffer back: {v4l2.words(why)}"
 
     def _longest_silence(self) -> int:
         return max(_SILENT_NS, round(_SILENT_FRAMES * _S / self._fps))
@@ -994,8 +641,8 @@ def _row_bytes(pixel: str, width: int) -> int:
     return 2 * width if pixel in ("yuyv", "uyvy") or _is_words(pixel) else width
 
 
-def _is_limited(got: Format) -> bool:
+def _is_limited(got: v4l2.Format) -> bool:
     """The kernel's rule: what a driver leaves open is limited for YUV, except in JPEG's colours."""
-    if got.priv == _PRIV_MAGIC and got.quantization:
-        return bool(got.quantization == _QUANTIZATION_LIMITED)
-    return bool(got.colorspace != _COLORSPACE_JPEG)
+    if got.priv == v4l2.PRIV_MAGIC and got.quantization:
+        return bool(got.quantization == v4l2.QUANTIZATION_LIMITED)
+    return bool(got.colorspace != v4l2.COLORSPACE_JPEG)

@@ -121,34 +121,6 @@ class Engine:
                 self._binding.bind_output(output, "cpu", 0, np.float32, shape, result.ctypes.data)
 
 
-class LateFindings(Findings):
-    """Findings whose statistics are worked out when they are asked for: while the frame is held, before the next one."""
-
-    def __init__(
-        self, task: str, scores: F32, score_map: U8 | None, prepared: PreparedFrame, preprocess_ms: float, infer_ms: float
-    ) -> None:  # fmt: skip
-        known = {
-            "task": task, "scores": scores, "score_map": score_map, "candidates": None,
-            "preprocess_ms": preprocess_ms, "infer_ms": infer_ms, "_prepared": prepared,
-        }  # fmt: skip
-        for name, value in known.items():
-            object.__setattr__(self, name, value)  # it is frozen, and its own __init__ would want the statistics
-
-    @property
-    def histogram(self) -> npt.NDArray[np.int64]:
-        return self._prepared.histogram
-
-    @property
-    def total(self) -> int:
-        return self._prepared.total
-
-    @property
-    def laplacian_variance(self) -> float:
-        return self._prepared.laplacian_variance
-
-    _prepared: PreparedFrame
-
-
 class CpuNetwork:
     """ports.Network by an engine on the CPU."""
 
@@ -200,7 +172,7 @@ class CpuNetwork:
         self.last_outputs = self.engine.run(self._input, prepared.tensor[None])
         scores, score_map = self._decode(self.last_outputs)
         ended = now_ns()
-        return LateFindings(self._task, scores, score_map, prepared, (middle - begun) / 1e6, (ended - middle) / 1e6)
+        return Findings(self._task, scores, score_map, None, prepared, (middle - begun) / 1e6, (ended - middle) / 1e6)
 
     def warm(self, frame: Frame, roi: Box | None) -> None:
         """Run once: buffers of that size are made."""

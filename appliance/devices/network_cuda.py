@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.clock import now_ns
-from appliance.ports import DeviceEngine, EngineError, Findings, Frame, MemoryRefused
+from appliance.ports import Counted, DeviceEngine, EngineError, Findings, Frame, MemoryRefused
 
 log = logging.getLogger("appliance.gpu")
 Size = tuple[int, int]
@@ -244,8 +244,8 @@ class CudaNetwork:
         scores, score_map = self._decode(back.whole, worst, back.shares)
         np.copyto(self._histogram, back.counted)
         return Findings(
-            task=self._task, scores=scores, score_map=score_map, candidates=None, histogram=self._histogram,
-            total=back.sums.total, laplacian_variance=waiting.kind.plan.laplacian_variance(back.sums),
+            task=self._task, scores=scores, score_map=score_map, candidates=None,
+            statistics=Counted(self._histogram, back.sums.total, waiting.kind.plan.laplacian_variance(back.sums)),
             preprocess_ms=marks.milliseconds(0, 1), infer_ms=marks.milliseconds(1, 2),
         )  # fmt: skip
 

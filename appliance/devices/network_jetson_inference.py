@@ -168,7 +168,7 @@ class JetsonInferenceNetwork:
             raise EngineError(f"jetson-inference failed on {self._facts.model.name}: {why}") from why
         return Findings(
             task=self._facts.task, scores=scores, score_map=score_map, candidates=candidates,
-            histogram=measured.histogram, total=measured.total, laplacian_variance=measured.laplacian_variance,
+            statistics=measured,
             preprocess_ms=(middle - begun) / 1e6, infer_ms=(now_ns() - middle) / 1e6,
         )  # fmt: skip
 

@@ -52,7 +52,7 @@ class ImageHealth:
             return "dark" if brightness < limits.brightness[0] else "bright"
         if limits.saturated_max is not None and _saturated(findings) > limits.saturated_max:
             return "saturated"
-        if limits.sharpness_min is not None and findings.laplacian_variance < limits.sharpness_min:
+        if limits.sharpness_min is not None and findings.statistics.laplacian_variance < limits.sharpness_min:
             return "blurred"
         return None
 
@@ -61,21 +61,22 @@ class ImageHealth:
         if (findings := self._unsettled) is None:
             return
         self._unsettled = None
-        self._last = (findings.laplacian_variance, findings.total, findings.histogram.tobytes())
+        told = findings.statistics
+        self._last = (told.laplacian_variance, told.total, told.histogram.tobytes())
         self.figures = {
-            "brightness": _brightness(findings), "sharpness": findings.laplacian_variance, "saturated": _saturated(findings),
+            "brightness": _brightness(findings), "sharpness": told.laplacian_variance, "saturated": _saturated(findings),
         }  # fmt: skip
 
     def _frozen(self, findings: Findings) -> bool:
         """The cheapest first: a live picture differs in sharpness already."""
-        if self._last is None or findings.laplacian_variance != self._last[0]:
+        if self._last is None or findings.statistics.laplacian_variance != self._last[0]:
             return False
-        return (findings.total, findings.histogram.tobytes()) == self._last[1:]
+        return (findings.statistics.total, findings.statistics.histogram.tobytes()) == self._last[1:]
 
 
 def _brightness(findings: Findings) -> float:
-    return float(findings.histogram @ _GREYS) / max(1, int(findings.histogram.sum()))
+    return float(findings.statistics.histogram @ _GREYS) / max(1, int(findings.statistics.histogram.sum()))
 
 
 def _saturated(findings: Findings) -> float:
-    return float(findings.histogram[255]) / max(1, int(findings.histogram.sum()))
+    return float(findings.statistics.histogram[255]) / max(1, int(findings.statistics.histogram.sum()))

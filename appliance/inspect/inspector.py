@@ -162,7 +162,7 @@ class Inspector:
         if findings is None:
             return blind("engine: no answer in time")
         begun_ns = self._clock.now_ns()
-        cause = self._health[camera].cause(findings)
+        cause = self._health[camera].early(findings)
         judgement = blind(cause) if cause else judge(findings, look.bundle, look.limits, camera, roi or (0, 0, *frame.size))
         pending.frame_ms = max(pending.frame_ms, (frame.arrived_ns - pending.trigger.time_ns) / 1e6)
         pending.preprocess_ms += findings.preprocess_ms
@@ -175,6 +175,7 @@ class Inspector:
         judged = list(pending.judged.values())
         whole = len(judged) == len(self._looks)
         if not whole and judged[-1].verdict != "fail":
+            self._settle()
             self._give_back(part, pending)
             return
         result = worst(judged)
@@ -197,8 +198,14 @@ class Inspector:
         )  # fmt: skip
         if self.verdict_ready:
             self.verdict_ready()
+        self._settle()
         self._keep(part, pending, keep)
         del self._pending[part]
+
+    def _settle(self) -> None:
+        """What image health need not know before the verdict; while the frames are held."""
+        for health in self._health.values():
+            health.settle()
 
     def _give_back(self, part: int, pending: _Pending) -> None:
         """The part has further cameras to reach: its frames so far are copied, and their buffers are the cameras' again."""

@@ -26,7 +26,7 @@ from appliance.model.bundle import (
 from appliance.model.golden import LEAST_CASES, WORST_TOLERANCE, frame_of, part_score, write_golden
 from appliance.model.graph import float_model, lint, quantised
 from appliance.model.preprocess import prepare
-from appliance.ports import Findings
+from appliance.ports import Counted, Findings
 
 _LEAST_TOLERANCE = 0.01  # engines sum in other orders; a score is judged to the hundredth
 _NO_DIGEST = "sha256:" + "0" * 64
@@ -108,7 +108,7 @@ def _answers(run: Runner, cases: list[F32], bundle: Bundle, decode: Decode) -> t
             raise BundleError(f"{bundle.name}: the model has no output {main}, only {', '.join(raw)}; correct the output section")
         outputs.append(raw[main].reshape(-1).copy())
         found, score_map = decode(raw, bundle)
-        findings = Findings(bundle.task, found, score_map, None, np.zeros(256, np.int64), 0, 0.0, 0.0, 0.0)
+        findings = Findings(bundle.task, found, score_map, None, Counted(np.zeros(256, np.int64), 0, 0.0), 0.0, 0.0)
         scores.append(part_score(findings, bundle))
     result = np.array(scores, np.float32)
     if not np.isfinite(result).all():

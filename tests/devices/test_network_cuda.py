@@ -103,7 +103,8 @@ def look(network: Network, frame: Frame, roi: Any = None) -> Findings:
 def told(found: Findings) -> tuple[Any, ...]:
     """Copies: the next submit writes over the arrays."""
     score_map = None if found.score_map is None else found.score_map.copy()
-    return found.scores.copy(), score_map, found.histogram.copy(), found.total, found.laplacian_variance
+    told = found.statistics
+    return found.scores.copy(), score_map, told.histogram.copy(), told.total, told.laplacian_variance
 
 
 def same(found: tuple[Any, ...], wanted: tuple[Any, ...], tolerance: float = 0.0) -> None:
@@ -139,7 +140,7 @@ def test_the_shape_of_the_findings_is_the_ports(box: Box, tmp_path: Path) -> Non
     found = look(network, camera_frame(box.memory))
     assert found.task == "anomaly" and found.scores.shape == (1,) and found.scores.dtype == np.float32
     assert found.score_map is not None and found.score_map.shape == (32, 32) and found.score_map.dtype == np.uint8
-    assert found.histogram.dtype == np.int64 and type(found.total) is int and found.candidates is None
+    assert found.statistics.histogram.dtype == np.int64 and type(found.statistics.total) is int and found.candidates is None
     assert found.preprocess_ms > 0 and found.infer_ms > 0
     assert network.identity["engine"] == "fake-1.0/sm87" and network.identity["name"] == "tiny"
     network.close()

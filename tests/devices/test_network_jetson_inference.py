@@ -109,7 +109,7 @@ def test_classify_gives_every_class_in_the_order_of_the_labels(bench: Bench) -> 
     network = bench.network("classify", lambda tensor: [0.003, 0.9])  # the first is under its own threshold of 0.01
     findings = judged(network, bench.frame(picture()))
     assert findings.scores.dtype == np.float32 and findings.scores.tolist() == pytest.approx([0.003, 0.9])
-    assert findings.total == int(picture().sum()) and findings.histogram.sum() == picture().size
+    assert findings.statistics.total == int(picture().sum()) and findings.statistics.histogram.sum() == picture().size
     assert (findings.task, findings.score_map, findings.candidates) == ("classify", None, None)
     assert network.identity["precision"] == "float16" and network.identity["digest"] == "sha256:1"
     assert network.frame_copies == 0
@@ -133,7 +133,7 @@ def test_it_is_fed_the_roi_stretched_and_normalised_as_the_limits_say(bench: Ben
     cut = picture()[1:5, 2:6].astype(np.float64)
     assert bench.zoo.fed is not None
     assert np.abs(bench.zoo.fed - ((cut / 255 - MEAN) / STD).transpose(2, 0, 1)).max() < 1e-5
-    assert judged(network, bench.frame(picture()), (2, 1, 4, 4)).total == int(cut.sum())
+    assert judged(network, bench.frame(picture()), (2, 1, 4, 4)).statistics.total == int(cut.sum())
 
 
 def test_detect_gives_boxes_in_network_pixels_of_the_roi(bench: Bench) -> None:

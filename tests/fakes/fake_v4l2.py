@@ -242,7 +242,7 @@ def picture(number: int, row: int, rows: int, pitch: int) -> bytes:
 
 
 class FakeKernel:
-    """``System`` of camera_v4l2: nodes by path. ``calls`` lists (path, request number, errno or 0)."""
+    """``System`` of v4l2_driver: nodes by path. ``calls`` lists (path, request number, errno or 0)."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

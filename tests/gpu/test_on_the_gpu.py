@@ -48,9 +48,9 @@ def test_the_kernels_are_the_references(gpu: Cuda, pixel: str, roi: Any, target:
         wanted = prepare(content, size, pitch, pixel, roi, spec)
         found = ran(net, frame_in(buffer, pixel, size, pitch, camera=False), roi)
         np.testing.assert_allclose(net.last_input, wanted.tensor, rtol=0, atol=1e-5)
-        np.testing.assert_array_equal(found.histogram, wanted.histogram)
-        assert found.total == wanted.total
-        assert found.laplacian_variance == pytest.approx(wanted.laplacian_variance, rel=1e-9, abs=1e-9)
+        np.testing.assert_array_equal(found.statistics.histogram, wanted.histogram)
+        assert found.statistics.total == wanted.total
+        assert found.statistics.laplacian_variance == pytest.approx(wanted.laplacian_variance, rel=1e-9, abs=1e-9)
         net.close()
     memory.close()
 
@@ -65,11 +65,11 @@ def test_the_graph_gives_what_the_plain_launch_gives_whatever_buffer_the_frame_l
         buffer, pitch = buffers[number % 4], row + 32 * (number % 3)
         filled(buffer, pixel, size, pitch, seed=number)
         plain = ran(net, frame_in(buffer, pixel, size, pitch, camera=False))
-        scores, total, counts = plain.scores.copy(), plain.total, plain.histogram.copy()
+        scores, total, counts = plain.scores.copy(), plain.statistics.total, plain.statistics.histogram.copy()
         graph = ran(net, frame_in(buffer, pixel, size, pitch, sequence=number + 1))
         np.testing.assert_array_equal(graph.scores, scores)
-        np.testing.assert_array_equal(graph.histogram, counts)
-        assert graph.total == total
+        np.testing.assert_array_equal(graph.statistics.histogram, counts)
+        assert graph.statistics.total == total
     assert net.statistics()["graph_launches"] == 39 and net.statistics()["capture_failures"] == 0
     assert net.frame_copies == 0
     net.close()
@@ -84,7 +84,7 @@ def test_a_mapping_of_somebody_elses_is_read_where_it_lies(gpu: Cuda) -> None:
     content = filled(buffer, "mono8", size, 640, seed=3)
     for sequence in range(3):
         found = ran(net, frame_in(buffer, "mono8", size, 640, sequence))
-    assert found.total == int(content.sum(dtype=np.int64)) and net.frame_copies == 0
+    assert found.statistics.total == int(content.sum(dtype=np.int64)) and net.frame_copies == 0
     plain = FrameBuffer(memoryview(bytearray(640 * 480)), 0)
     ran(net, frame_in(plain, "mono8", size, 640, 9))
     assert net.frame_copies == 1, "memory that the GPU does not reach is copied, and counted"

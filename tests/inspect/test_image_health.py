@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def findings(image: np.ndarray) -> Findings:
     """Statistics as a network gives them."""
     made = prepare(image.ravel(), (image.shape[1], image.shape[0]), image.shape[1], "mono8", None, SPEC)
     nothing = np.zeros(3, np.float32)
-    return Findings("classify", nothing, None, None, made.histogram, made.total, made.laplacian_variance, 0, 0)
+    return Findings("classify", nothing, None, None, made, 0, 0)
 
 
 def noisy(level: float, seed: int, spread: float = 10.0) -> np.ndarray:
@@ -71,21 +73,17 @@ def test_figures_are_kept_for_health_also_of_blind_frames() -> None:
     assert set(health.figures) == {"brightness", "sharpness", "saturated"}
 
 
-class Counting(Findings):
-    """Findings that tell whether their histogram was asked for."""
-
-    asked = 0
+class Counting:
+    """Statistics that tell whether their histogram was asked for."""
 
     def __init__(self, image: np.ndarray) -> None:
-        found = findings(image)
-        for name in ("task", "scores", "score_map", "candidates", "total", "laplacian_variance", "preprocess_ms", "infer_ms"):
-            object.__setattr__(self, name, getattr(found, name))
-        object.__setattr__(self, "_counts", found.histogram)
+        self._made, self.asked = findings(image).statistics, 0
+        self.total, self.laplacian_variance = self._made.total, self._made.laplacian_variance
 
     @property
     def histogram(self) -> np.ndarray:
-        type(self).asked += 1
-        return self._counts  # type: ignore[attr-defined, no-any-return]
+        self.asked += 1
+        return self._made.histogram
 
 
 def test_a_picture_as_sharp_as_the_last_one_but_brighter_is_not_frozen() -> None:
@@ -95,15 +93,14 @@ def test_a_picture_as_sharp_as_the_last_one_but_brighter_is_not_frozen() -> None
 
 
 def test_before_the_verdict_only_what_decides_is_asked_for() -> None:
-    Counting.asked = 0
     health = ImageHealth(HealthLimits())
     for seed in range(3):
-        assert health.early(Counting(noisy(120, seed))) is None
-        assert Counting.asked == 0
+        counting = Counting(noisy(120, seed))
+        assert health.early(replace(findings(noisy(120, seed)), statistics=counting)) is None
+        assert counting.asked == 0
         health.settle()
-        assert Counting.asked > 0 and set(health.figures) == {"brightness", "sharpness", "saturated"}
-        Counting.asked = 0
-    assert health.early(Counting(noisy(120, 2))) == "frozen"
+        assert counting.asked > 0 and set(health.figures) == {"brightness", "sharpness", "saturated"}
+    assert health.early(findings(noisy(120, 2))) == "frozen"
 
 
 def test_a_frame_that_was_never_settled_is_not_passed_over() -> None:

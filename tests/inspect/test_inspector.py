@@ -16,7 +16,7 @@ from appliance.inspect.judge import Limits
 from appliance.inspect.matching import Matcher
 from appliance.messages import Detail, Stored, Trigger, Verdict
 from appliance.model.bundle import Bundle
-from appliance.ports import EngineError, Findings, Frame
+from appliance.ports import Counted, EngineError, Findings, Frame
 
 MS = 1_000_000
 BUNDLE = Bundle.model_validate(
@@ -54,7 +54,7 @@ class Network:
         histogram = np.zeros(256, np.int64)
         histogram[100 + self._frame.sequence] = 64
         scores = np.array([1 - float(given), float(given)], np.float32)  # type: ignore[arg-type]
-        return Findings("classify", scores, None, None, histogram, 6400, 5.0, 0.1, 1.0)
+        return Findings("classify", scores, None, None, Counted(histogram, 6400, 5.0), 0.1, 1.0)
 
     def close(self) -> None: ...
 

@@ -13,7 +13,7 @@ from appliance.inspect.judge import Judgement, blind, judge, limits_of, worst
 from appliance.inspect.regions import MOST_REGIONS, regions_of, standing_score
 from appliance.messages import WORST_FIRST
 from appliance.model.bundle import Bundle, BundleError, InputSpec
-from appliance.ports import Findings
+from appliance.ports import Counted, Findings
 from tests.model.tiny import meta
 
 ROI = (100, 50, 64, 64)
@@ -24,12 +24,12 @@ def bundle(task: str = "classify", **changes: Any) -> Bundle:
 
 
 def scores(*values: float) -> Findings:
-    return Findings("classify", np.array(values, np.float32), None, None, np.zeros(256, np.int64), 0, 0, 0, 0)
+    return Findings("classify", np.array(values, np.float32), None, None, Counted(np.zeros(256, np.int64), 0, 0), 0, 0)
 
 
 def mapped(score_map: np.ndarray, score: float | None = None) -> Findings:
     score = float(score_map.max()) / 255 if score is None else score
-    return Findings("anomaly", np.array([score], np.float32), score_map, None, np.zeros(256, np.int64), 0, 0, 0, 0)
+    return Findings("anomaly", np.array([score], np.float32), score_map, None, Counted(np.zeros(256, np.int64), 0, 0), 0, 0)
 
 
 def verdict_of(

@@ -13,7 +13,7 @@ import pytest
 from appliance.model.bundle import Bundle, BundleError, load_bundle
 from appliance.model.golden import GoldenError, frame_of, load_golden, part_score, replay, replay_all
 from appliance.model.preprocess_cv2 import prepare_cv2
-from appliance.ports import Findings, Frame
+from appliance.ports import Counted, Findings, Frame
 from appliance.wiring_models import cpu_network
 from tests.model.tiny import classifier, frames, tiny_bundle
 
@@ -107,7 +107,7 @@ class Broken:
 
     def wait(self, ticket: int, deadline_ns: int) -> Findings | None:
         nothing = np.full(3, np.nan, np.float32)
-        return Findings("classify", nothing, None, None, np.zeros(256, np.int64), 0, 0.0, 0.0, 0.0)
+        return Findings("classify", nothing, None, None, Counted(np.zeros(256, np.int64), 0, 0.0), 0.0, 0.0)
 
 
 def test_scores_that_are_no_numbers_are_no_agreement(bundle: Bundle) -> None:
@@ -153,7 +153,8 @@ def test_vectors_without_an_output_tolerance_are_read(bundle: Bundle) -> None:
 
 
 def test_part_score_leaves_good_classes_out(bundle: Bundle) -> None:
-    found = Findings("classify", np.array([0.9, 0.04, 0.06], np.float32), None, None, np.zeros(256, np.int64), 0, 0, 0, 0)
+    nothing = Counted(np.zeros(256, np.int64), 0, 0)
+    found = Findings("classify", np.array([0.9, 0.04, 0.06], np.float32), None, None, nothing, 0, 0)
     assert part_score(found, bundle) == pytest.approx(0.06)
 
 

@@ -33,7 +33,7 @@ def test_a_frame_in_findings_out(bundle: Bundle) -> None:
     assert found is not None and found.task == "classify" and found.score_map is None and found.candidates is None
     assert found.scores.dtype == np.float32 and found.scores.shape == (3,) and found.scores.sum() == pytest.approx(1, abs=1e-5)
     assert int(found.scores.argmax()) == 2
-    assert found.total == int(bright.sum()) and int(found.histogram.sum()) == bright.size
+    assert found.statistics.total == int(bright.sum()) and int(found.statistics.histogram.sum()) == bright.size
     assert found.preprocess_ms > 0 and found.infer_ms > 0
     again = network.wait(network.submit(frame_of(dark, "mono8"), None), NEVER_NS)
     assert again is not None and int(again.scores.argmax()) == 1
@@ -103,8 +103,8 @@ def test_statistics_asked_for_after_the_scores_are_the_references(tmp_path: Path
         memory = np.frombuffer(frame.memory, np.uint8)
         wanted = prepare(memory, frame.size, frame.pitch_bytes, pixel, None, made.input)
         assert found is not None and isinstance(found, Findings)
-        assert np.array_equal(found.histogram, wanted.histogram) and found.total == wanted.total
-        assert found.laplacian_variance == pytest.approx(wanted.laplacian_variance, rel=1e-9)
+        assert np.array_equal(found.statistics.histogram, wanted.histogram) and found.statistics.total == wanted.total
+        assert found.statistics.laplacian_variance == pytest.approx(wanted.laplacian_variance, rel=1e-9)
 
 
 def test_statistics_that_nobody_asks_for_cost_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,8 @@ def test_statistics_that_nobody_asks_for_cost_nothing(bundle: Bundle, monkeypatc
     network = cpu_network(bundle)
     found = network.wait(network.submit(frame_of(frames()[0], "mono8"), None), NEVER_NS)
     assert found is not None and not counted
-    assert found.histogram is found.histogram and found.total == int(frames()[0].sum()) and len(counted) == 1
+    told = found.statistics
+    assert told.histogram is told.histogram and told.total == int(frames()[0].sum()) and len(counted) == 1
 
 
 def test_a_model_that_is_not_the_bundles_is_refused_in_words(bundle: Bundle) -> None:
