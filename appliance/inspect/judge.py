@@ -9,8 +9,7 @@ is then the highest level at which so large a place still stands, and the thresh
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
+from math import isfinite
 
 from appliance.inspect.regions import regions_of, standing_score
 from appliance.messages import WORST_FIRST, Region, VerdictName
@@ -81,12 +80,14 @@ def limits_of(
 
 def judge(findings: Findings, bundle: Bundle, limits: Limits, camera: str, roi: Box) -> Judgement:
     """The verdict of one camera: pass, review, fail, or blind where the engine's scores are no numbers."""
-    if not np.isfinite(findings.scores).all():
+    scores: list[float] = findings.scores.tolist()  # a handful: Python's own numbers are quicker than an array's
+    if not all(map(isfinite, scores)):
         return blind("engine")
+    rounded = [round(score, _DIGITS) for score in scores]
     if findings.task == "anomaly":
-        return _judge_anomaly(findings, bundle, limits, camera, roi)
-    index = _worst_class(findings, bundle, limits)
-    return _verdict(bundle, limits, _score(findings, index), index)
+        return _judge_anomaly(findings, bundle, limits, camera, roi, rounded[0])
+    index = _worst_class(rounded, bundle, limits)
+    return _verdict(bundle, limits, rounded[index], index)
 
 
 def blind(cause: str) -> Judgement:
@@ -101,21 +102,17 @@ def worst(judgements: list[Judgement]) -> Judgement:
     return Judgement(first.verdict, first.cause, first.score, first.threshold, first.class_id, regions)
 
 
-def _score(findings: Findings, index: int) -> float:
-    return round(float(findings.scores[index]), _DIGITS)
-
-
 def _above(one: Judgement) -> float:
     if one.verdict == "fail":
         return (one.score or 0.0) - (one.threshold or 0.0)
     return one.score or 0.0
 
 
-def _worst_class(findings: Findings, bundle: Bundle, limits: Limits) -> int:
+def _worst_class(scores: list[float], bundle: Bundle, limits: Limits) -> int:
     """The class furthest above its own threshold, else of the highest score; of equals the first."""
 
     def rank(index: int) -> tuple[bool, float, float]:
-        score = _score(findings, index)
+        score = scores[index]
         above = score - limits.threshold(bundle.classes[index])
         return (True, above, score) if above >= 0 else (False, score, 0.0)
 
@@ -129,10 +126,11 @@ def _verdict(bundle: Bundle, limits: Limits, score: float, index: int, regions: 
     return Judgement(verdict, None if verdict == "pass" else name, score, threshold, index, regions)
 
 
-def _judge_anomaly(findings: Findings, bundle: Bundle, limits: Limits, camera: str, roi: Box) -> Judgement:
+def _judge_anomaly(
+    findings: Findings, bundle: Bundle, limits: Limits, camera: str, roi: Box, score: float
+) -> Judgement:  # fmt: skip
     index = bundle.defects[0]
     name = bundle.classes[index]
-    score = _score(findings, 0)
     least_px = limits.minimum_px.get(name, 1)
     if findings.score_map is None or score < limits.review_at:
         return _verdict(bundle, limits, score, index)
