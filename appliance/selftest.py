@@ -380,7 +380,7 @@ def _model(step: Step, bundle: Bundle, judge: Any) -> None:
 
 
 def _as_a_camera_gives_it(step: Step, network: Any, bundle: Bundle, memory: FrameMemory) -> None:
-    """A golden frame in a camera's buffer: the way that parts take (on a GPU the graph), against the plain one."""
+    """A golden frame in a camera's buffer, read where it lies as a part's is, against the same as a golden vector."""
     golden = load_golden(bundle)
     plain = frame_of(golden.frames[0], golden.pixel)
     wanted = network.wait(network.submit(plain, None), 2**62)
@@ -398,11 +398,11 @@ def _as_a_camera_gives_it(step: Step, network: Any, bundle: Bundle, memory: Fram
         taken_ms.append((now_ns() - begun_ns) / 1e6)
         if not np.array_equal(found.scores, scores):
             apart = float(np.abs(found.scores - scores).max())
-            step.fail(f"frame {number + 1} in a camera's buffer scores {apart:.3g} apart from the same frame launched plainly")
+            step.fail(f"frame {number + 1} in a camera's buffer scores {apart:.3g} apart from the same frame as a golden vector")
             return
     copied = network.frame_copies - copies
     step.figures |= {"frame_to_findings_ms": _spread(taken_ms), "frame_copies": copied}
-    step.say(f"frame to findings: {_spread(taken_ms)} ms over {RUNS} frames, as launched plainly, {copied} copied")
+    step.say(f"frame to findings: {_spread(taken_ms)} ms over {RUNS} frames, as of a golden vector, {copied} copied")
     if copied:
         step.fail(f"{copied} of {RUNS} frames were copied before the engine could read them")
 
