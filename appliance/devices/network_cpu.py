@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.clock import now_ns
-from appliance.ports import EngineError, Findings, Frame
+from appliance.ports import EngineError, Findings, Frame, Statistics
 
 Box = tuple[int, int, int, int]
 F32 = npt.NDArray[np.float32]
@@ -19,17 +19,11 @@ U8 = npt.NDArray[np.uint8]
 Shape = tuple[Any, ...]  # a size that is not fixed is a word
 
 
-class PreparedFrame(Protocol):
-    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics, worked out when they are asked for."""
+class PreparedFrame(Statistics, Protocol):
+    """What preprocess gives: ``tensor`` float32 (C, H, W), and the ROI's statistics."""
 
     @property
     def tensor(self) -> F32: ...
-    @property
-    def histogram(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def laplacian_variance(self) -> float: ...
 
 
 class Prepare(Protocol):

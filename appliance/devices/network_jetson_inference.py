@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.clock import now_ns
-from appliance.ports import EngineError, Findings, Frame
+from appliance.ports import EngineError, Findings, Frame, Statistics
 
 Box = tuple[int, int, int, int]
 F32 = npt.NDArray[np.float32]
@@ -30,21 +30,10 @@ _SAME = 1e-3
 _LOWEST = -3.0e38  # its threshold drops classes without a word; float32's lowest drops none but NaN
 
 
-class Measured(Protocol):
-    """Statistics of the ROI as delivered, of which jetson-inference gives none."""
-
-    @property
-    def histogram(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def laplacian_variance(self) -> float: ...
-
-
 class Measure(Protocol):
     """memory (bytes, 1-D), size (width, height), pitch in bytes, pixel format, ROI or None; read by the CPU."""
 
-    def __call__(self, memory: U8, size: tuple[int, int], pitch: int, pixel: str, roi: Box | None, /) -> Measured: ...
+    def __call__(self, memory: U8, size: tuple[int, int], pitch: int, pixel: str, roi: Box | None, /) -> Statistics: ...
 
 
 @dataclass(frozen=True)
