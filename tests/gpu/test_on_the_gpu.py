@@ -59,19 +59,22 @@ def test_the_kernels_are_the_references(gpu: Cuda, pixel: str, roi: Any, target:
 def test_the_graph_gives_what_the_plain_launch_gives_whatever_buffer_the_frame_lies_in(gpu: Cuda, pixel: str) -> None:
     size, spec, memory = (640, 480), spec_of((160, 120), 3), gpu.memory()
     row = pixels.bytes_per_row(pixel, size[0])
-    net = network(gpu, spec, projection(spec.size, 3, 8))
+    net, plainly = network(gpu, spec, projection(spec.size, 3, 8)), network(gpu, spec, projection(spec.size, 3, 8))
+    plainly._capture = lambda kind: None  # type: ignore[method-assign]  # it never gets a graph
     buffers = memory.allocate(pixels.frame_bytes(pixel, *size, row + 64), 4)
     for number in range(40):
         buffer, pitch = buffers[number % 4], row + 32 * (number % 3)
         filled(buffer, pixel, size, pitch, seed=number)
-        plain = ran(net, frame_in(buffer, pixel, size, pitch, camera=False))
+        plain = ran(plainly, frame_in(buffer, pixel, size, pitch, sequence=number + 1))
         scores, total, counts = plain.scores.copy(), plain.statistics.total, plain.statistics.histogram.copy()
         graph = ran(net, frame_in(buffer, pixel, size, pitch, sequence=number + 1))
         np.testing.assert_array_equal(graph.scores, scores)
         np.testing.assert_array_equal(graph.statistics.histogram, counts)
         assert graph.statistics.total == total
     assert net.statistics()["graph_launches"] == 39 and net.statistics()["capture_failures"] == 0
+    assert plainly.statistics()["graph_launches"] == 0
     assert net.frame_copies == 0
+    plainly.close()
     net.close()
     memory.close()
 
