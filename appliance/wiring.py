@@ -5,6 +5,7 @@ Vendor libraries are imported where a configuration names them, so that rejectd 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,7 +204,8 @@ def inspect_build(station: Station, paths: Paths, clock: Clock) -> InspectBuild:
 
 
 def load_recipe(station: Station, data_dir: Path | None, progress: Progress) -> Loaded:
-    """The active recipe's engines, warm, golden vectors replayed. Raises BundleError, GoldenError, EngineError."""
+    """The active recipe's engines, warm, golden vectors replayed. Raises BundleError, GoldenError, EngineError; then
+    nothing is left on the GPU."""
     import hashlib
 
     from appliance.inspect.daemon import Loaded
@@ -211,24 +213,22 @@ def load_recipe(station: Station, data_dir: Path | None, progress: Progress) -> 
     from appliance.inspect.inspector import RecipePlan
     from appliance.wiring_machine import machine_of
 
-    machine = machine_of(station.engine, data_dir)
     looks, watches = [], []
-    for number in range(len(station.recipe.inspect)):
-        look, golden = look_of(station, number, data_dir, machine, progress)
-        looks.append(look)
-        watches.append(GoldenWatch(look.network, look.bundle, golden, station.golden_every_h))  # type: ignore[arg-type]
+    with ExitStack() as made:
+        machine = machine_of(station.engine, data_dir)
+        made.callback(machine.close)
+        for number in range(len(station.recipe.inspect)):
+            look, golden = look_of(station, number, data_dir, machine, progress)
+            made.callback(look.network.close)
+            looks.append(look)
+            watches.append(GoldenWatch(look.network, look.bundle, golden, station.golden_every_h))  # type: ignore[arg-type]
+        close = made.pop_all().close  # networks first, the machine last
     images = station.storage.images
     text = station.recipe.model_dump_json() + "".join(look.bundle.digest for look in looks)
     digest = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
     plan = RecipePlan(
         station.active, station.recipe.number, digest, tuple(looks), frozenset(images.keep), images.passes_every
     )
-
-    def close() -> None:
-        for look in looks:
-            look.network.close()
-        machine.close()
-
     return Loaded(plan, watches, machine.memory, close, tuple(machine.told))
 
 
@@ -248,14 +248,16 @@ def look_of(
         raise BundleError(f"no bundle {given.bundle}; see `appliance check`")
     bundle = load_bundle(folder)
     camera = station.cameras[given.camera]
-    network = machine.network(bundle, camera.white_balance, progress)
-    golden = replay_all(network, bundle)
-    if camera.pixel not in ("auto", "mjpeg") and not any_size(camera.source):
-        network.warm(blank_frame(camera.size, camera.pixel), given.roi)
+    with ExitStack() as made:
+        network = machine.network(bundle, camera.white_balance, progress)
+        made.callback(network.close)
+        golden = replay_all(network, bundle)
+        if camera.pixel not in ("auto", "mjpeg") and not any_size(camera.source):
+            network.warm(blank_frame(camera.size, camera.pixel), given.roi)
+        classes = {name: (one.fail_at, one.min_area_px) for name, one in given.classes.items()}
+        limits = limits_of(bundle, given.review_at, given.fail_at, classes)
+        made.pop_all()
     health = station.recipe.image_health
-    limits = limits_of(
-        bundle, given.review_at, given.fail_at, {name: (one.fail_at, one.min_area_px) for name, one in given.classes.items()}
-    )
     look = Look(
         camera=given.camera, size=camera.size, any_size=any_size(camera.source), roi=given.roi,
         bundle=bundle, network=network, limits=limits,
