@@ -132,6 +132,8 @@ class Inspectd:
             log.error("%s", why)
             self._tell_state("fault", str(why)[:240])
             self._event("model_refused", {"why": str(why)[:240]})
+            if isinstance(why, EngineLost):
+                self._give_up(str(why))
             return
         recipe, self._watches, self._unload = loaded.recipe, loaded.watches, loaded.close
         if loaded.told:
@@ -200,8 +202,7 @@ class Inspectd:
         if hung:  # what it may still write into cannot be freed under it: the system does that with the process
             log.error("%s does not end; the process ends without it", ", ".join(hung))
             self.failed = True
-            return
-        if self._unload:
+        if self._unload and not self.failed:  # a lost GPU may hang at it: it goes with the process
             self._unload()
 
     # --- waiting and reading ------------------------------------------------------------------------------------

@@ -183,6 +183,21 @@ def test_a_gpu_that_is_lost_ends_the_process_and_says_which_part_met_it(house: H
     assert [(one.part, one.verdict, one.cause) for one in verdicts] == [(7, "blind", "engine")]
     assert any(isinstance(one, Event) and one.kind == "engine_lost" for one in told[1])
     assert house.states()[-1].state == "fault"
+    assert house.closed == 0, "a lost GPU is not taken down piece by piece, which may hang: it goes with the process"
+
+
+def test_a_gpu_that_is_lost_at_its_golden_vectors_ends_the_process(tmp_path: Path) -> None:
+    """Only a new one judges again: a fault that waits for a person would wait for nothing."""
+
+    def load(progress: Any) -> Loaded:
+        raise EngineLost("the GPU failed")
+
+    house = House(tmp_path, {}, load=load)
+    house.daemon.load()
+    house.daemon.run()
+    house.daemon.close()
+    assert house.daemon.failed and house.states()[-1].state == "fault"
+    assert any(isinstance(one, Event) and one.kind == "engine_lost" for one in house.listen()[1])
 
 
 def test_a_frame_that_nobody_can_place_goes_back_and_announces_no_part(tmp_path: Path) -> None:
