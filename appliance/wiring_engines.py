@@ -189,6 +189,8 @@ def graph_of(bundle: Bundle, precision: Precision, tensorrt: str) -> bytes:
         raw = bundle.onnx.read_bytes()
     except OSError as why:
         raise BundleError(f"{bundle.onnx}: cannot be read ({why.strerror}); copy the bundle anew") from why
+    if digest_of(raw) != bundle.files[ONNX_FILE]:  # the engine would be kept under the digest of the old one
+        raise BundleError(f"{bundle.onnx}: was replaced since the bundle was read; begin again")
     if precision == "int8":
         return raw
     import onnx  # slow, and needed in the building process alone

@@ -410,6 +410,14 @@ def test_a_build_that_nobody_waits_for_any_more_ends(box: Box, bundle: Bundle) -
     assert done.returncode == 1 and box.engine_files(bundle) == []
 
 
+def test_a_model_that_is_replaced_before_its_build_is_not_kept_under_the_old_ones_digest(box: Box, bundle: Bundle) -> None:
+    """An update copies a bundle in while another process waits for its turn to build."""
+    bundle.onnx.write_bytes(classifier(weight=3.0).SerializeToString())
+    for precision in ("int8", "float16"):
+        with pytest.raises(engines.BundleError, match="was replaced"):
+            engines.graph_of(bundle, precision, OLD)  # type: ignore[arg-type]
+
+
 def test_two_builds_at_once_wait_for_each_other(box: Box, bundle: Bundle) -> None:
     folder = box.data / "engines"
     folder.mkdir(parents=True)
