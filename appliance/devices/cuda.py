@@ -249,9 +249,11 @@ class Cuda:
             self._vendor.memcpy_dtoh_async(target, address, self._stream)
 
     def finish(self) -> None:
-        """Wait for all that is on the stream. Raises EngineError."""
-        with self._told("the GPU failed"):
+        """Wait for all that is on the stream. Raises EngineLost: whatever fails here, fails until the process ends."""
+        try:
             self._stream.synchronize()
+        except self._vendor.Error as why:
+            raise _lost(why) from why
 
     # --- kernels and graphs -----------------------------------------------------------------------------------
 
@@ -383,7 +385,11 @@ class Done:
         try:
             self._event.synchronize()
         except self._error as why:
-            raise EngineLost(f"the GPU failed: {why}; it answers again only to a new process") from why
+            raise _lost(why) from why
+
+
+def _lost(why: Exception) -> EngineLost:
+    return EngineLost(f"the GPU failed: {why}; it answers again only to a new process")
 
 
 class Marks:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.clock import now_ns
-from appliance.ports import Counted, DeviceEngine, EngineError, Findings, Frame, MemoryRefused
+from appliance.ports import Counted, DeviceEngine, EngineError, EngineLost, Findings, Frame, MemoryRefused
 
 log = logging.getLogger("appliance.gpu")
 Size = tuple[int, int]
@@ -221,7 +221,9 @@ class CudaNetwork:
             self._launch(kind)
             self._done.record()
         except (EngineError, MemoryRefused) as why:
-            self._settle()
+            lost = self._settle()  # maybe by a camera's library: it works in the same context, and every call fails from then on
+            if lost is not None:
+                raise lost from why
             raise EngineError(str(why)) from why
         self._waiting = _Waiting(self._ticket, kind, not camera)
         return self._ticket
@@ -313,13 +315,16 @@ class CudaNetwork:
             if self._counts["capture_failures"] == 1:
                 log.warning("no CUDA graph for %s: %s; frames are launched kernel by kernel, which costs time", self._task, why)
 
-    def _settle(self) -> None:
-        """Whatever is on the stream is over: the frame may go back to its driver."""
+    def _settle(self) -> EngineLost | None:
+        """Whatever is on the stream is over: the frame may go back to its driver. Returns why the GPU is lost, if it is:
+        nothing runs any more then."""
         self._waiting = None
         try:
             self._gpu.finish()
-        except EngineError as why:
-            log.error("after a failed run: %s", why)  # nothing runs any more then
+        except EngineLost as why:
+            log.error("after a failed run: %s", why)
+            return why
+        return None
 
     def _staged(self, frame: Frame) -> int:
         needed = frame.memory.nbytes

@@ -22,7 +22,7 @@ from appliance.model.bundle import Bundle
 from appliance.model.golden import GoldenError, frame_of, load_golden, replay_all
 from appliance.model.kernel_plan import ExtremesStruct, FrameStruct, SumsStruct, kernel_plan
 from appliance.model.preprocess import NO_GAINS
-from appliance.ports import EngineError, Findings, Frame, FrameMemory, Network
+from appliance.ports import EngineError, EngineLost, Findings, Frame, FrameMemory, Network
 from appliance.wiring_models import cpu_network
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.fake_libcuda import Gpu, Refused
@@ -471,6 +471,37 @@ def test_without_that_look_a_short_frame_loses_the_gpu(box: Box, bundle: Bundle)
     with pytest.raises(EngineError, match="illegal memory access"):
         network.submit(frame, None)
     box.gpu.fault = 0  # a new process
+    network.close()
+
+
+@pytest.mark.parametrize("by_graph", [False, True])
+def test_a_gpu_that_something_else_lost_is_told_as_lost(box: Box, bundle: Bundle, by_graph: bool) -> None:
+    """A camera's library works in the same context. Its fault shows at our next call, and every part would be blind for good."""
+    network, frame = box.network(bundle), camera_frame(box.memory)
+    for _ in range(2 if by_graph else 0):
+        look(network, frame)
+    box.gpu.fault = 700
+    with pytest.raises(EngineLost):
+        network.submit(frame, None)
+    box.gpu.fault = 0
+    network.close()
+
+
+def test_a_gpu_lost_as_tensors_are_fetched_is_told_as_lost(box: Box, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, golden = box.network(bundle), frame_of(np.zeros((SIZE[1], SIZE[0]), np.uint8), "mono8")
+    ticket = network.submit(golden, None)
+    box.cuda.finish()
+    fetch = box.cuda.fetch
+
+    def lost(target: Any, address: int) -> None:
+        fetch(target, address)
+        box.gpu.fault = 700
+
+    monkeypatch.setattr(box.cuda, "fetch", lost)
+    monkeypatch.setattr(network, "_kept", {"image": np.empty(network._engine.inputs["image"], np.float32)})
+    with pytest.raises(EngineLost):
+        network.wait(ticket, NEVER_NS)
+    box.gpu.fault = 0
     network.close()
 
 
