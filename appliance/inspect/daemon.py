@@ -279,7 +279,8 @@ class Inspectd:
             if camera in self._lost_cameras:
                 self._lost_cameras.discard(camera)
                 self._event("camera_back", {"camera": camera})
-                self._tell_state("ready", "")
+                away = ", ".join(sorted(self._lost_cameras))
+                self._tell_state("starting" if away else "ready", f"camera {away}: lost" if away else "")
             if self._inspector is None or camera not in self._inspector.matchers:
                 frame.release()
                 continue

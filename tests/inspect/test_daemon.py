@@ -311,6 +311,23 @@ def test_an_engine_that_fails_at_a_golden_vector_names_the_parts_since_the_last_
     house.daemon.close()
 
 
+def test_one_camera_back_is_not_ready_while_another_is_lost(house: House) -> None:
+    """Ready opens the gates: with ``on_late: accept`` every part that the lost one misses would pass."""
+    house.daemon.load()
+    house.daemon._build.cameras["side"] = house.camera
+    house.daemon._build.matchers["side"] = Matcher(0, 20 * MS, 100 * MS)
+    house.daemon._build.stamps["side"] = StampProof(10 * MS, False, 0)
+    for name in ("top", "side"):
+        house.daemon._frame_came(name, CameraLost("unplugged"))
+    house.daemon._frame_came("top", house.camera.put(1))
+    house.daemon._take_frames()
+    assert house.daemon._state.state == "starting" and "side" in house.daemon._state.reason
+    house.daemon._frame_came("side", house.camera.put(2))
+    house.daemon._take_frames()
+    assert house.daemon._state.state == "ready"
+    house.daemon.close()
+
+
 def _to_inspectd(house: House, message: Message) -> None:
     link = next(one for one in house.links if one.number == 0)  # type: ignore[attr-defined]
     assert link.send(message)
