@@ -387,16 +387,16 @@ class CudaNetwork:
             plan = self._plan_for(size, pixel, roi)
         except ValueError as why:
             raise EngineError(str(why)) from why
+        struct, cores = bytes(plan.struct), self._gpu.facts.multiprocessors
+        by_value = f"{len(struct)}s"
+        gather = self._kernel(f"gather_{plan.gather}", ["P", by_value, "P", "P"])
+        sample = self._kernel(f"sample_{'u16' if plan.words else 'u8'}", [by_value, "i", *"PPPPPPP"])
         while len(self._kinds) >= MOST_KINDS:
             self._drop(min(self._kinds, key=lambda key: self._kinds[key].used))
         places = _Places()
         tables: tuple[npt.NDArray[Any], ...] = (plan.rows, plan.row_shares, plan.columns, plan.column_shares)
         halved, *starts = places.add(plan.halved_bytes), *(places.add(table.nbytes) for table in tables)
         memory = self._filled(places.end, dict(zip(starts, tables)))
-        struct, cores = bytes(plan.struct), self._gpu.facts.multiprocessors
-        by_value = f"{len(struct)}s"
-        gather = self._kernel(f"gather_{plan.gather}", ["P", by_value, "P", "P"])
-        sample = self._kernel(f"sample_{'u16' if plan.words else 'u8'}", [by_value, "i", *"PPPPPPP"])
         at = memory.address + halved
         kind = _Kind(
             plan, memory,

@@ -487,6 +487,21 @@ def test_a_gpu_that_something_else_lost_is_told_as_lost(box: Box, bundle: Bundle
     network.close()
 
 
+def test_an_image_that_lacks_a_kernel_costs_no_memory_a_frame(box: Box, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, frame = box.network(bundle), camera_frame(box.memory)
+
+    def lacks(name: str, layout: list[str]) -> Any:
+        raise EngineError(f"kernel {name}: named symbol not found")
+
+    monkeypatch.setattr(box.cuda, "kernel", lacks)
+    before = box.gpu.live()
+    for _ in range(3):
+        with pytest.raises(EngineError, match="named symbol"):
+            network.submit(frame, None)
+    assert box.gpu.live() == before
+    network.close()
+
+
 def test_a_gpu_lost_as_tensors_are_fetched_is_told_as_lost(box: Box, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     network, golden = box.network(bundle), frame_of(np.zeros((SIZE[1], SIZE[0]), np.uint8), "mono8")
     ticket = network.submit(golden, None)
