@@ -239,6 +239,8 @@ class Inspectd:
             self._reject = connect(self._paths.reject_socket, Hello("inspect", self._journal, os.getpid()))
             if self._reject:
                 self._to_reject = deque([self._state, *self._verdicts.values()])
+                for proof in self._build.stamps.values():
+                    proof.listen(now_ns)
         if self._report is None:
             self._report = connect(self._paths.report_socket, Hello("inspect", self._journal, os.getpid()))
             if self._report:

@@ -22,6 +22,7 @@ _ROW = 128  # arrivals that give the frame time where stamps do not; of a slow c
 _ROW_NS = 1_000_000_000
 _BLOCK_NS = 2_000_000_000  # over which the shortest arrival is looked for again: 50 ppm are 0.1 ms by then
 _EDGE_WAITS_NS = 250 * _MS  # a frame that has not come this long after its edge will not come (as the matcher has it)
+_APART_FRAMES = 5  # a frame is there two frame times after its exposure; within so many the edge before may be its own
 _FUTURE_NS = 500_000  # a driver's stamps are in whole microseconds; a frame from further ahead is impossible
 _TOLERANCE_NS = 2 * _MS  # below half of the narrowest match; an edge's and a stamp's own jitter is microseconds
 _DRIFT_PPM = 200  # a bad quartz
@@ -43,27 +44,50 @@ class _Edge:
     served: bool = False
 
 
-class _Edges:
-    """Trigger edges that wait for their frame, shifted to the middle of exposure that is expected of them."""
+@dataclass(frozen=True)
+class _Pair:
+    """Where the edge that alone waits expects a frame, where the one before it did, and whether it can only be this frame's."""
 
-    def __init__(self, offset_ns: int) -> None:
-        self._offset_ns = offset_ns
+    expected_ns: int
+    before_ns: int | None
+    sure: bool
+
+
+class _Edges:
+    """Trigger edges that wait for their frame, shifted to the middle of exposure that is expected of them.
+
+    Where frames arrive later than the next part's edge, or some edges were not heard, the one edge that waits may be the
+    next part's, frame after frame. So it is taken for a frame's own only once the edge before it lay too far back to be,
+    and as long as one edge after the other gets its frame."""
+
+    def __init__(self, offset_ns: int, apart_ns: int) -> None:
+        self._offset_ns, self._apart_ns = offset_ns, apart_ns
         self._edges: deque[_Edge] = deque(maxlen=64)
+        self._sure = False
+        self._heard_from_ns: int | None = None
+
+    def listen(self, now_ns: int) -> None:
+        """Edges are heard from now on; who knows how many were before."""
+        self._heard_from_ns, self._sure = now_ns, False
 
     def add(self, time_ns: int) -> None:
         self._edges.append(_Edge(time_ns))
 
-    def alone(self, arrived_ns: int) -> tuple[int, int | None] | None:
-        """Where the only edge without a frame expects one, and where the edge before it did. None: no edge waits, or more
-        than one does; then whose frame this is cannot be said, and none of them waits any longer."""
+    def alone(self, arrived_ns: int) -> _Pair | None:
+        """The only edge without a frame. None: no edge waits, or more than one does; then whose frame this is cannot be
+        said, and none of them waits any longer."""
         waiting = self._waiting(arrived_ns)
         for edge in waiting:
             edge.served = True
         if len(waiting) != 1:
+            self._sure = False
             return None
         number = self._edges.index(waiting[0])
-        before = self._edges[number - 1].time_ns + self._offset_ns if number else None
-        return waiting[0].time_ns + self._offset_ns, before
+        before_ns = self._edges[number - 1].time_ns + self._offset_ns if number else None
+        others = [self._edges[number - 1].time_ns] if number else []
+        others += [self._heard_from_ns] if self._heard_from_ns is not None else []
+        self._sure |= bool(others) and arrived_ns - max(others) - self._offset_ns > self._apart_ns
+        return _Pair(waiting[0].time_ns + self._offset_ns, before_ns, self._sure)
 
     def nearest(self, time_ns: int, arrived_ns: int, within_ns: int) -> int | None:
         """How far ``time_ns`` lies behind the next of the edges that wait; None when none is within. It waits no longer."""
@@ -74,8 +98,11 @@ class _Edges:
         best.served = True
         return time_ns - best.time_ns - self._offset_ns
 
-    def clear(self) -> None:
-        self._edges.clear()
+    def forget(self) -> None:
+        """None of them waits any longer; where they lay stays known."""
+        for edge in self._edges:
+            edge.served = True
+        self._sure = False
 
     def _waiting(self, arrived_ns: int) -> list[_Edge]:
         longest_ns = max(0, self._offset_ns) + _EDGE_WAITS_NS
@@ -102,7 +129,7 @@ class StampProof:
         self._period_ns, self._hardware, self._offset_ns = period_ns, hardware_trigger, offset_ns
         self._given_delay_ns = delay_ns
         self._tolerance_ns = min(period_ns // 4, _TOLERANCE_NS)
-        self._edges = _Edges(offset_ns)
+        self._edges = _Edges(offset_ns, _APART_FRAMES * period_ns)
         self._row_length = max(2 * _ARRIVALS, min(_ROW, _ROW_NS // period_ns))
         self.counts = {"placed": 0, "nowhere": 0, "jumps": 0, "other_clock": 0, "behind": 0}
         self.news: deque[str] = deque(maxlen=16)
@@ -112,7 +139,7 @@ class StampProof:
 
     def forget(self) -> None:
         """The camera was lost or opened anew: its clock may begin anywhere."""
-        self._edges.clear()
+        self._edges.forget()
         self._delay_ns: int | None = None  # middle of exposure to arrival, once measured
         self._unprove()
 
@@ -127,6 +154,10 @@ class StampProof:
         self._shifted = self._doubts = self._agree = self._behind = 0
         self._use_edges = self._hardware
         self._last: _Seen | None = None
+
+    def listen(self, now_ns: int) -> None:
+        """The link to rejectd stands: edges are heard from now on."""
+        self._edges.listen(now_ns)
 
     def on_trigger(self, time_ns: int) -> None:
         """A trigger edge, in the order of time."""
@@ -175,18 +206,21 @@ class StampProof:
         self._agree = self._agree + 1 if 0 <= seen.delay_ns <= 2 * self._period_ns else 0
         pair = self._edges.alone(seen.arrived_ns) if self._hardware else None
         if pair is not None:
-            self._prove_by_edge(seen, *pair)
-        if self._method == "unproved" and (not self._hardware or len(self._seen) == _ARRIVALS):
-            # With a hardware trigger: edges prove nothing here, be it that two always wait or that they come from elsewhere.
+            self._prove_by_edge(seen, pair)
+        if self._method == "unproved" and (not self._hardware or len(self._pairs) >= _IN_A_ROW and len(self._seen) == _ARRIVALS):
+            # With a hardware trigger: edges prove nothing here, they come from elsewhere. Where none could be told to be a
+            # frame's own, arrivals may not speak either: they are wrong by up to a frame time, and so may be the part.
             self._prove_by_arrivals(_ARRIVALS if self._hardware else _IN_A_ROW)
 
-    def _prove_by_edge(self, seen: _Seen, expected_ns: int, before_ns: int | None) -> None:
+    def _prove_by_edge(self, seen: _Seen, pair: _Pair) -> None:
         """One stamp on its edge is proof; three that lie equally far from theirs give the distance."""
-        behind_ns = seen.stamp_ns - expected_ns
-        self._pairs.append(behind_ns)
+        behind_ns = seen.stamp_ns - pair.expected_ns
         if abs(behind_ns) <= self._tolerance_ns and self._agree:
             return self._settle("driver", 0, seen, [behind_ns])
-        if before_ns is not None and abs(seen.stamp_ns - before_ns) <= self._tolerance_ns:
+        if not pair.sure:
+            return None
+        self._pairs.append(behind_ns)
+        if pair.before_ns is not None and abs(seen.stamp_ns - pair.before_ns) <= self._tolerance_ns:
             self._behind += 1
             if self._behind >= _IN_A_ROW - 1:
                 self.counts["behind"] += 1
@@ -266,7 +300,8 @@ class StampProof:
         behind_ns: int | None
         if idle_ns > _IDLE_NS:
             pair = self._edges.alone(seen.arrived_ns)
-            behind_ns = at_ns - pair[0] if pair and abs(at_ns - pair[0] - usual_ns) <= within_ns else None
+            near = pair is not None and abs(at_ns - pair.expected_ns - usual_ns) <= within_ns
+            behind_ns = at_ns - pair.expected_ns if pair and pair.sure and near else None
         else:
             found = self._edges.nearest(at_ns - usual_ns, seen.arrived_ns, within_ns)
             behind_ns = None if found is None else found + usual_ns
@@ -340,13 +375,13 @@ class StampProof:
         """Only where one edge alone can be meant, and this frame and those before it came as long after theirs as usual: a
         frame that was held up may come just when the next part's would."""
         pair = self._edges.alone(seen.arrived_ns)
-        if pair is None:
+        if pair is None or not pair.sure:
             self._agree = 0
             return None
-        self._pairs.append(seen.arrived_ns - pair[0])
+        self._pairs.append(seen.arrived_ns - pair.expected_ns)
         self._delay_ns = round(statistics.median(self._pairs))
         at_ns = seen.arrived_ns - self._delay_ns
-        self._agree = self._agree + 1 if abs(at_ns - pair[0]) <= self._tolerance_ns else 0
+        self._agree = self._agree + 1 if abs(at_ns - pair.expected_ns) <= self._tolerance_ns else 0
         return at_ns if self._agree >= _IN_A_ROW else None
 
     def _arrival_of_row(self, seen: _Seen) -> int | None:

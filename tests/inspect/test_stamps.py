@@ -157,7 +157,7 @@ def test_without_edges_three_frames_prove_an_honest_camera() -> None:
     assert [frame.clock for _, frame in placed[:4]] == ["none", "none", "monotonic", "monotonic"]
 
 
-@pytest.mark.parametrize(("spacing", "most"), [("free-run", 16), ("parts", 3), ("dense", 3)])
+@pytest.mark.parametrize(("spacing", "most"), [("free-run", 16), ("parts", 4), ("dense", 4)])
 def test_a_counter_is_found_out_before_its_first_frame_is_placed(
     spacing: Literal["free-run", "parts", "dense"], most: int
 ) -> None:
@@ -312,6 +312,54 @@ def test_stamps_of_the_frame_before_are_found_out_and_no_part_gets_its_neighbour
     assert all(part == shown_part for part, shown_part in found.items())
     assert len(found) > 100
     assert proof.counts["behind"] == 1
+
+
+def slow(kind: str, pitch_ns: int, delay_ns: int, lone: int, seed: int) -> list[Shown]:
+    """A camera of 30 frames a second whose frames come later than the next part's edge; each ``lone``-th part stands alone."""
+    chance, at_ns, before_ns, shown = random.Random(seed), START, START, []
+    for number in range(300):
+        at_ns += pitch_ns + chance.randrange(MS) + (SECOND // 2 if lone and number % lone in (0, 1) else 0)
+        true_ns = at_ns + OFFSET
+        arrived_ns = true_ns + delay_ns + int(chance.expovariate(1 / 200_000))
+        stamp_ns = {"honest": true_ns, "counter": counter(true_ns, 0), "behind": before_ns, "none": arrived_ns}[kind]
+        before_ns = true_ns
+        shown.append(Shown(true_ns, at_ns, _frame(number, stamp_ns, arrived_ns, "none" if kind == "none" else "driver")))
+    return shown
+
+
+@pytest.mark.parametrize("lone", [0, 12])
+@pytest.mark.parametrize("unheard", [0, 3])
+@pytest.mark.parametrize(("pitch_ms", "delay_ms"), [(40, 45), (50, 52), (40, 60)])
+@pytest.mark.parametrize("kind", ["honest", "counter", "behind", "none"])
+def test_where_frames_come_after_the_next_parts_edge_no_part_gets_its_neighbours_frame(
+    kind: str, pitch_ms: int, delay_ms: int, unheard: int, lone: int
+) -> None:
+    shown = slow(kind, pitch_ms * MS, delay_ms * MS, lone, pitch_ms + unheard)
+    proof = StampProof(33 * MS, True, OFFSET)
+    proof.listen(shown[unheard].edge_ns - MS)
+    happenings = sorted(
+        [(one.edge_ns + IPC, False, number) for number, one in enumerate(shown) if number >= unheard]
+        + [(one.frame.arrived_ns, True, number) for number, one in enumerate(shown)]
+    )
+    errors = []
+    for _, is_frame, number in happenings:
+        if not is_frame:
+            proof.on_trigger(shown[number].edge_ns)
+        elif (placed := proof.place(shown[number].frame)).clock == "monotonic":
+            errors.append(placed.time_ns - shown[number].true_ns)
+    assert max(map(abs, errors), default=0) < pitch_ms * MS * 3 // 4, proof.health()
+    assert not lone or kind in ("behind", "none") or len(errors) > 200, "a part that stands alone proves the stamps"
+
+
+def test_the_first_part_after_the_link_stands_counts_where_edges_were_heard_before() -> None:
+    """Parts that come close from the first on: no gap between them shows which frame is whose, the quiet before does."""
+    shown = slow("counter", 40 * MS, 20 * MS, 0, 1)
+    for listens, enough in ((True, 290), (False, 0)):
+        proof = StampProof(33 * MS, True, OFFSET)
+        if listens:
+            proof.listen(START - SECOND)
+        assert len(errors_ms(play(shown, proof, True))) >= enough
+        assert (proof.health()["placed"] > 0) == listens
 
 
 def test_a_random_number_is_never_believed() -> None:
