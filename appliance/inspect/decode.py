@@ -24,8 +24,8 @@ def decode(outputs: Mapping[str, F32], bundle: Bundle) -> tuple[F32, U8 | None]:
 
 def decode_reduced(scores: Mapping[str, F32], worst: float, shares: U8 | None, bundle: Bundle) -> tuple[F32, U8 | None]:
     """What ``decode`` gives, from what a GPU's reducers leave of the outputs: ``scores`` the small tensors whole, ``worst``
-    the raw map's maximum (minimum where ``low`` > ``high``; not a number where the map has one such), ``shares`` the map
-    as u8 (h, w)."""
+    the raw map's maximum (minimum where ``low`` > ``high``; not a number where one in the map is none, or infinite),
+    ``shares`` the map as u8 (h, w)."""
     if bundle.task == "classify":
         return decode(scores, bundle)
     spec = bundle.output
@@ -36,7 +36,9 @@ def decode_reduced(scores: Mapping[str, F32], worst: float, shares: U8 | None, b
 
 
 def activate(raw: F32, activation: str) -> F32:
-    """Logits (classes,) to 0..1."""
+    """Logits (classes,) to 0..1; none of them a number as soon as one logit is none, or infinite: float16 ran over."""
+    if not np.isfinite(raw).all():
+        return np.full_like(raw, np.nan, np.float32)
     if activation == "softmax":
         powers = np.exp(raw - raw.max())
         return np.asarray(powers / powers.sum(), np.float32)
@@ -60,7 +62,11 @@ def _anomaly(outputs: Mapping[str, F32], spec: OutputSpec) -> tuple[F32, U8 | No
 
 
 def _worst(raw: F32, spec: OutputSpec) -> F32:
-    return np.asarray(raw.max() if spec.low < spec.high else raw.min())
+    """Not a number as soon as one is none, or infinite on either side: clipped, it would be a sure answer."""
+    highest, lowest = raw.max(), raw.min()
+    if not (np.isfinite(highest) and np.isfinite(lowest)):
+        return np.asarray(np.nan, np.float32)
+    return np.asarray(highest if spec.low < spec.high else lowest)
 
 
 def linear(raw: F32, spec: OutputSpec) -> F32:

@@ -7,6 +7,7 @@ reference in preprocess.py.
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,12 +71,18 @@ class ExtremesStruct(ctypes.Structure):
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
 
     def extreme(self, highest_is_worst: bool) -> float:
-        """The raw map's maximum, or its minimum where ``low`` > ``high``; not a number as soon as one of the map is none."""
-        if self.nan_seen:
-            return float("nan")
-        order = self.highest if highest_is_worst else ~self.lowest_complement & 0xFFFFFFFF
-        bits = order ^ 0x80000000 if order & 0x80000000 else ~order & 0xFFFFFFFF
-        return float(np.uint32(bits).view(np.float32))
+        """The raw map's maximum, or its minimum where ``low`` > ``high``; not a number as soon as one in the map is none, or
+        infinite on either side."""
+        highest, lowest = _float_of(self.highest), _float_of(~self.lowest_complement & 0xFFFFFFFF)
+        if self.nan_seen or not (math.isfinite(highest) and math.isfinite(lowest)):
+            return math.nan
+        return highest if highest_is_worst else lowest
+
+
+def _float_of(order: int) -> float:
+    """Of a whole number that stands in the order of floats."""
+    bits = order ^ 0x80000000 if order & 0x80000000 else ~order & 0xFFFFFFFF
+    return float(np.uint32(bits).view(np.float32))
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,25 @@ def test_what_is_no_number_stays_none() -> None:
     assert np.isnan(scores).all()
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("broken", [np.inf, -np.inf, np.nan])
+def test_what_ran_over_is_no_number_either(activation: str, broken: float) -> None:
+    """float16 ends at 65504: clipped, an infinite value were a sure answer that nobody gave."""
+    scores, _ = decode({"scores": raw(0.2, broken, 0.1)}, bundle("classify", tensor="scores", activation=activation))
+    assert np.isnan(scores).all()
+
+
+@pytest.mark.parametrize("broken", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("output", [{"map": "map"}, {"score": "score"}])
+def test_a_map_that_ran_over_gives_no_score(broken: float, low: float, high: float, output: dict[str, str]) -> None:
+    """On the good side too: 0.0 would be a pass."""
+    outputs = {"map": np.full((1, 1, 2, 2), 0.5, np.float32), "score": raw(broken)}
+    outputs["map"][0, 0, 1, 1] = broken
+    scores, _ = decode(outputs, bundle("anomaly", **output, low=low, high=high))
+    assert np.isnan(scores).all()
+
+
 def test_an_anomaly_map_is_mapped_linearly_and_clipped() -> None:
     shape = bundle("anomaly", map="map", low=2.0, high=12.0)
     scores, score_map = decode({"map": np.array([[[[0, 2], [7, 22]]]], np.float32)}, shape)
