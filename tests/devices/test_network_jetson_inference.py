@@ -84,7 +84,8 @@ class Bench:
         block.view[:] = rows.reshape(-1)
         self.kept.append(block)
         memory = memoryview(block.raw).cast("B")
-        return Frame(memory, block.address if mapped else 0, width * 3 + padding, (width, height), pixel, 1, 0, 0, lambda: None)
+        address = block.address if mapped else 0
+        return Frame(memory, address, width * 3 + padding, (width, height), pixel, 1, 7, 9, lambda: None)
 
 
 @pytest.fixture
