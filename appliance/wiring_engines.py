@@ -66,6 +66,7 @@ _WARM_RUNS, MEASURED_RUNS, _START_RUNS = 20, 300, 100
 _SILENT_S = 1800.0  # a whole build takes minutes: half an hour without one step of it is a hang
 _LOOK_S = 0.25  # how often a build that says nothing is looked after: whoever must end it has two seconds
 _WAIT_S = 2.0  # between two looks whether another build is over, and between two lines that say so
+_PR_SET_PDEATHSIG = 1
 _LINE_BYTES, _TAIL_BYTES = 64 * 1024, 2000
 _MOST_CHOICE_BYTES = 64 * 1024
 CHOICE_FILE, LICENCE_FILE = "bench.json", "licence-int8.json"
@@ -441,6 +442,7 @@ def main(
         try:
             os.nice(10)  # a station that runs goes before
             _first_to_go()
+            _end_with_the_parent()
             _build(request, report, load, load_quick, root)
         except NotThisPrecision as why:
             report({"unfit": str(why)})
@@ -449,6 +451,11 @@ def main(
             report({"error": str(why)})
             return 1
     return 0
+
+
+def _end_with_the_parent() -> None:
+    """A build that nobody waits for any more holds memory and the lock."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _first_to_go() -> None:

@@ -94,10 +94,12 @@ def open_gpu_site(folders: Sequence[Path] = KERNEL_FOLDERS) -> Site:
 
 def kernels_for(folders: Sequence[Path], facts: GpuFacts) -> bytes:
     """The image of the preprocess kernels for this GPU and driver. Raises EngineError in words."""
-    from appliance.model.kernel_images import KernelImageMissing, find_image
+    from appliance.model.kernel_images import KernelImageMissing, check_sources, find_image
 
     try:
-        return find_image(folders, facts.driver_version, facts.capability).read_bytes()
+        image = find_image(folders, facts.driver_version, facts.capability)
+        check_sources(image, _PACKAGE / "kernels")
+        return image.read_bytes()
     except (KernelImageMissing, OSError) as why:
         raise EngineError(str(why)) from why
 

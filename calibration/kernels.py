@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.model.kernel_images import TARGETS, Target
+from appliance.model.kernel_images import SOURCES_FILE, TARGETS, Target, sources_digest
 from calibration.host_kernels import NoCompiler, bytes_read, host_library
 
 SOURCES = Path(__file__).resolve().parents[1] / "appliance" / "kernels"
@@ -128,6 +128,7 @@ def make(nvrtc: Path, out: Path, source: str | None = None) -> dict[str, dict[st
             if spilling:
                 raise KernelError(f"{target.file}: {', '.join(spilling)} spill registers to memory")
         (out / target.file).write_bytes(image)
+    (out / SOURCES_FILE).write_text(sources_digest(SOURCES) + "\n", encoding="utf-8")
     return told
 
 

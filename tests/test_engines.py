@@ -32,6 +32,7 @@ from appliance.model.licence import read_licence, write_licence
 from appliance.ports import EngineError
 from appliance.wiring_engines import BuildRequest, ReadyPlan, Site, ensure_engine, open_site, start_network, workspace_bytes
 from appliance.wiring_models import write_bundle
+from tests.contracts.rigs import until
 from tests.fakes import fake_pycuda, fake_tensorrt
 from tests.fakes.fake_libcuda import Gpu
 from tests.fakes.fake_tensorrt_gpu import on_gpu
@@ -483,7 +484,7 @@ def test_int8_that_flips_verdicts_is_refused_and_float16_runs(box: Box, tmp_path
     write_sample(starved.folder / "sample")
     code, out, _ = box.verb(verbs.engine_licence, starved)
     assert code == 3 and "INT8 licence: refused (sample, 80 images)" in out
-    assert "refused: 40 images that the float model catches pass in INT8" in out and "the float16 engine runs" in out
+    assert "refused: 40 images that the float model catches go in INT8" in out and "the float16 engine runs" in out
     assert "refused: golden" not in out
     ready = box.ensure(starved)
     assert ready.precision == "float16" and "the INT8 licence was refused: 40 images" in ready.told[0]
@@ -664,3 +665,17 @@ def test_another_thread_of_this_process_may_ensure_too(box: Box, bundle: Bundle)
     thread.start()
     thread.join(60)
     assert done and done[0].precision == "float16"
+
+
+def test_a_build_ends_with_the_station_that_wanted_it() -> None:
+    """Killed, the station cannot end it: the kernel does, or a build of minutes holds memory and the lock."""
+    child = "import time; from appliance.wiring_engines import _end_with_the_parent as end; end(); print(1, flush=True)"
+    child += "; time.sleep(600)"
+    parent = f"import subprocess, sys; one = subprocess.Popen([sys.executable, '-c', {child!r}])"
+    parent += "; print(one.pid, flush=True); one.wait()"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as station:
+        assert station.stdout is not None
+        pid = int(station.stdout.readline())
+        assert station.stdout.readline() == "1\n"
+        station.kill()
+    until(lambda: not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z")

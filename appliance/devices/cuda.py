@@ -238,6 +238,11 @@ class Cuda:
         with self._told("zeroing memory of the GPU"):
             self._vendor.memset_d8_async(address, 0, nbytes, self._stream)
 
+    def poison(self, address: int, nbytes: int) -> None:
+        """No number (all bits set) in every float there, on the stream. Raises EngineError."""
+        with self._told("filling memory of the GPU"):
+            self._vendor.memset_d8_async(address, 0xFF, nbytes, self._stream)
+
     def send(self, address: int, source: npt.NDArray[Any]) -> None:
         """To the GPU, on the stream. Raises EngineError."""
         with self._told("copying to the GPU"):

@@ -23,7 +23,7 @@ class GoldenWatch:
         if now_ns < self._next_ns:
             return
         self._next_ns += self._period_ns
-        replay(self._network, self._bundle, self._golden, self._index)
+        replay(self._network, self._bundle, self._golden, self._index, definition=False)
         self._index = (self._index + 1) % len(self._golden)
         if self._index == 0:
             self.last_good_part = newest_part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ TARGETS = (
 )
 
 
+SOURCES_FILE = "sources.sha256"
+
+
 class KernelImageMissing(Exception):
     """No image there runs on this GPU, and what to do."""
 
@@ -71,6 +75,23 @@ def find_image(folders: Iterable[Path], driver_version: int, capability: tuple[i
         return files[choose_image(files, driver_version, capability)]
     except KernelImageMissing as why:
         raise KernelImageMissing(f"{why} Looked in {', '.join(map(str, searched)) or 'no folder'}.") from None
+
+
+def sources_digest(folder: Path) -> str:
+    """SHA-256 over the kernels' sources in ``folder``, which images made of them carry beside them."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.cu")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def check_sources(image: Path, sources: Path) -> None:
+    """Raises KernelImageMissing for an image that was made of other sources than those in the folder ``sources``: its
+    structs may be others too, and golden vectors would not meet every pixel format."""
+    told = image.with_name(SOURCES_FILE)
+    made_of = told.read_text().strip() if told.is_file() else ""
+    if made_of != sources_digest(sources):
+        raise KernelImageMissing(f"{image} was made of other sources than this firmware's; make it anew (./build.sh kernels)")
 
 
 def _missing(there: list[str], driver_version: int, capability: tuple[int, int], fitting: list[Target]) -> str:

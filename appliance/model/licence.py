@@ -3,9 +3,10 @@
 It is refused, and the float16 engine runs, when one of these does not hold:
 
 1. Every image gets a number from both. An engine that answers none, or what is no number, judges nothing.
-2. No image that the float model fails passes, and no defect that it catches (fail or review) passes, unless both scores
-   lie within the band of the threshold between them. The band is the tolerance of the bundle's golden vectors: so far
-   INT8 may move any score, and a part that close to a threshold is decided by less than that anyway.
+2. No image that the float model fails passes or is only reviewed (`on_review: accept` would let it go), and no defect
+   that it reviews passes, unless both scores lie within the band of the threshold between them. The band is the
+   tolerance of the bundle's golden vectors: so far INT8 may move any score, and a part that close to a threshold is
+   decided by less than that anyway.
 3. No class loses recall beyond what the sample can tell. Lost and won defects of a class are compared image by image:
    losses so one-sided that chance gives them in fewer than 1 of 20 samples are INT8's doing; and the engine's share has
    to lie above the lower end of the float model's interval, which holds in small samples, where chance excuses much.
@@ -284,15 +285,19 @@ def _without_answer(shown: Sequence[Shown]) -> list[str]:
 
 def _escapes(found: Agreement, terms: Terms) -> list[str]:
     def escaped(flip: Flip) -> bool:
-        caught = flip.reference.verdict == "fail" or (flip.reference.verdict == "review" and flip.kind not in (None, *terms.good))
-        return caught and flip.engine.verdict == "pass" and not flip.near
+        """Review is no catch where the float model fails: `on_review: accept` would let the part go."""
+        if flip.near:
+            return False
+        if flip.reference.verdict == "fail":
+            return flip.engine.verdict in ("pass", "review")
+        return flip.reference.verdict == "review" and flip.kind not in (None, *terms.good) and flip.engine.verdict == "pass"
 
     lost = [flip for flip in found.flips if escaped(flip)]
     if not lost:
         return []
     told = ", ".join(f"{one.image} ({_scores(one)})" for one in lost[:_TOLD_FLIPS])
     more = f" and {len(lost) - _TOLD_FLIPS} more" if len(lost) > _TOLD_FLIPS else ""
-    return [f"{len(lost)} images that the float model catches pass in INT8, and not for being near a threshold: {told}{more}"]
+    return [f"{len(lost)} images that the float model catches go in INT8, and not for being near a threshold: {told}{more}"]
 
 
 def _scores(flip: Flip) -> str:

@@ -14,7 +14,7 @@ from appliance.devices.cuda import Cuda, driver
 from appliance.devices.network_cuda import CudaNetwork, Structs, Wanted
 from appliance.model import pixels
 from appliance.model.bundle import InputSpec
-from appliance.model.kernel_images import KernelImageMissing, find_image
+from appliance.model.kernel_images import KernelImageMissing, check_sources, find_image
 from appliance.model.kernel_plan import ExtremesStruct, FrameStruct, SumsStruct, kernel_plan
 from appliance.ports import Frame, FrameBuffer
 from tests.gpu.torch_engine import TorchEngine
@@ -40,6 +40,7 @@ def open_gpu() -> Cuda:
     gpu = Cuda.open()
     try:
         image = find_image([PROJECT / "build" / "kernels"], gpu.facts.driver_version, gpu.facts.capability)
+        check_sources(image, PROJECT / "appliance" / "kernels")
     except KernelImageMissing:
         gpu.close()
         raise

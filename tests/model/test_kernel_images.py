@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance.model.kernel_images import TARGETS, KernelImageMissing, choose_image, find_image
+from appliance.model.kernel_images import (
+    SOURCES_FILE,
+    TARGETS,
+    KernelImageMissing,
+    check_sources,
+    choose_image,
+    find_image,
+    sources_digest,
+)
 
 ORIN_6, ORIN_7, THOR, OTHER = (target.file for target in TARGETS)
 ALL = {ORIN_6, ORIN_7, THOR, OTHER}
@@ -67,3 +75,17 @@ def test_files_are_found_in_any_of_the_folders(tmp_path: Path) -> None:
     assert find_image([one, other], 13000, (11, 0)) == other / THOR
     with pytest.raises(KernelImageMissing, match=f"Looked in {one}, {absent}"):
         find_image([one, absent], 13000, (9, 0))
+
+
+def test_an_image_of_other_sources_is_refused(tmp_path: Path) -> None:
+    sources, image = tmp_path / "sources", tmp_path / ORIN_6
+    sources.mkdir()
+    (sources / "preprocess.cu").write_text("struct Plan { int a; };")
+    (tmp_path / SOURCES_FILE).write_text(sources_digest(sources) + "\n")
+    check_sources(image, sources)
+    (sources / "preprocess.cu").write_text("struct Plan { int a, b; };")
+    with pytest.raises(KernelImageMissing, match="made of other sources"):
+        check_sources(image, sources)
+    (tmp_path / SOURCES_FILE).unlink()
+    with pytest.raises(KernelImageMissing, match="made of other sources"):
+        check_sources(image, sources)

@@ -75,7 +75,8 @@ def test_one_clear_defect_that_passes_in_int8_is_refused_by_name() -> None:
         ("scratch", 0.5, 0.3, False),  # was looked at, passes
         ("scratch", 0.41, 0.39, True),  # on the threshold of review
         ("scratch", 0.421, 0.39, False),  # just off it
-        ("scratch", 0.95, 0.45, True),  # a person looks at it still
+        ("scratch", 0.95, 0.45, False),  # failed, is only looked at: `on_review: accept` lets it go
+        ("scratch", 0.61, 0.59, True),  # on the threshold of fail
         ("good", 0.95, 0.1, False),  # the float model fails it: whatever its folder says
         ("good", 0.5, 0.3, True),  # a good part that need not be looked at any more
         (None, 0.95, 0.1, False),  # golden vector
