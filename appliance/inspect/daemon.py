@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Union
 
 import msgspec
 
@@ -34,6 +35,7 @@ log = logging.getLogger("appliance.inspect")
 RETRY_NS = 100_000_000
 HEALTH_NS = 5_000_000_000
 PROGRESS_NS = 500_000_000
+END_NS = 1_400_000_000  # for images to be written and all cameras to stop (one of jetson-utils takes 0.7 s); two seconds in all
 _MOST_WAITING = 10_000  # details and events kept for a reportd that is away; what goes beyond is counted
 
 
@@ -68,27 +70,50 @@ class InspectBuild:
     """Name of the camera whose every frame is a part, where ``trigger.input`` is ``frame``."""
 
 
+FromCamera = Union[Frame, CameraLost, None]
+"""None: it was opened."""
+
+
 class CameraThread(threading.Thread):
     """Waits for one camera's frames and hands them to the judge; opens it again when it is lost."""
 
-    def __init__(self, camera: Camera, memory: FrameMemory, hand_over: Callable[[str, Frame | CameraLost], None]) -> None:
+    def __init__(self, camera: Camera, memory: FrameMemory, hand_over: Callable[[str, FromCamera], None]) -> None:
         super().__init__(name=f"camera-{camera.name}", daemon=True)
+        self.camera = camera.name
         self._camera, self._memory, self._hand_over = camera, memory, hand_over
         self.stopping = threading.Event()
+        self.forgotten = threading.Event()
+        """Set by whoever heard of a loss and looks at none of its frames any more: only then their buffers are filled anew."""
 
     def run(self) -> None:
         while not self.stopping.is_set():
+            self.forgotten.clear()
+            why = self._live()
+            if why is None:
+                return
+            self._hand_over(self._camera.name, why)
+            self.stopping.wait(0.25)
+            while not self.stopping.is_set() and not self.forgotten.wait(0.1):
+                pass
+
+    def _live(self) -> CameraLost | None:
+        """From open to close; what ended it, or None: it was to stop."""
+        try:
             try:
                 self._camera.open(self._memory)
+                self._hand_over(self._camera.name, None)
                 while not self.stopping.is_set():
                     frame = self._camera.next_frame(0.2)
                     if frame is not None:
                         self._hand_over(self._camera.name, frame)
-            except CameraLost as why:
-                self._hand_over(self._camera.name, why)
-                self.stopping.wait(0.25)
             finally:
                 self._camera.close()
+        except CameraLost as why:
+            return why
+        except Exception as why:  # the edge of a thread: dead without a word, it would leave a line without frames for good
+            log.exception("camera %s", self._camera.name)
+            return CameraLost(f"camera {self._camera.name} failed in a way nobody foresaw, see the log: {why!r}")
+        return None
 
 
 class Inspectd:
@@ -98,7 +123,7 @@ class Inspectd:
         self._build, self._paths, self._clock = build, paths, clock
         self._journal = secrets.token_hex(8)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._frames: queue.SimpleQueue[tuple[str, Frame | CameraLost]] = queue.SimpleQueue()
+        self._frames: queue.SimpleQueue[tuple[str, FromCamera]] = queue.SimpleQueue()
         self._stored: queue.SimpleQueue[Stored] = queue.SimpleQueue()
         self._reject: SocketLink | None = None
         self._report: SocketLink | None = None
@@ -113,6 +138,8 @@ class Inspectd:
         self._inspector: Inspector | None = None
         self._watches: list[GoldenWatch] = []
         self._lost_cameras: set[str] = set()
+        self._announced: int | None = None
+        self._unannounced = self._unannounced_ns = 0
         self._staged: dict[str, int] = {}
         self._unload: Callable[[], None] | None = None
         self._threads: list[CameraThread] = []
@@ -189,12 +216,13 @@ class Inspectd:
 
     def close(self) -> None:
         """Threads ended, GPU given back, links closed."""
+        end_ns = self._clock.now_ns() + END_NS
         for thread in self._threads:
             thread.stopping.set()
         self._archive.close()
         self._send()
         for thread in self._threads:
-            thread.join(0.6)
+            thread.join(max(0.0, (end_ns - self._clock.now_ns()) / 1e9))
         for link in (self._reject, self._report):
             if link:
                 link.close()
@@ -210,7 +238,7 @@ class Inspectd:
     def wake(self) -> None:
         os.eventfd_write(self._wake, 1)
 
-    def _frame_came(self, camera: str, frame: Frame | CameraLost) -> None:
+    def _frame_came(self, camera: str, frame: FromCamera) -> None:
         self._frames.put((camera, frame))
         self.wake()
 
@@ -278,11 +306,13 @@ class Inspectd:
             if isinstance(frame, CameraLost):
                 self._camera_lost(camera, frame)
                 continue
-            if camera in self._lost_cameras:
+            # Where the photo-eye fires it, the next frame needs a part, and the line may wait for us to be ready.
+            if camera in self._lost_cameras and (frame is not None or self._build.stamps[camera].hardware):
                 self._lost_cameras.discard(camera)
                 self._event("camera_back", {"camera": camera})
-                away = ", ".join(sorted(self._lost_cameras))
-                self._tell_state("starting" if away else "ready", f"camera {away}: lost" if away else "")
+                self._tell_cameras()
+            if frame is None:
+                continue
             if self._inspector is None or camera not in self._inspector.matchers:
                 frame.release()
                 continue
@@ -291,15 +321,39 @@ class Inspectd:
                 frame.release()  # nobody knows when it was exposed: it shows no part, and makes none
                 continue
             if camera == self._build.frame_trigger:
-                self._to_reject.append(FrameSeen(camera, frame.sequence, frame.time_ns))
+                self._announce(frame)
             self._inspector.on_frame(camera, frame)
         while not self._stored.empty():
             self._queue_report(self._stored.get())
+
+    def _announce(self, frame: Frame) -> None:
+        """Each frame is a part. One that was lost, or placed nowhere, is a part nobody announces, which an open gate would
+        let pass: the trigger is told to be lost and back, and what lies on the belt is rejected (law 6)."""
+        camera = str(self._build.frame_trigger)
+        lost = 0 if self._announced is None else frame.sequence - self._announced - 1
+        self._announced = frame.sequence
+        if lost > 0:
+            self._unannounced += lost
+            if frame.arrived_ns - self._unannounced_ns > HEALTH_NS:  # where it goes on, the books are not filled with it
+                self._unannounced_ns = frame.arrived_ns
+                self._event("frames_lost", {"camera": camera, "count": self._unannounced})
+            self._tell_state("starting", f"camera {camera}: {lost} frames were lost, and each may have shown a part")
+            self._tell_cameras()
+        self._to_reject.append(FrameSeen(camera, frame.sequence, frame.time_ns))
+
+    def _tell_cameras(self) -> None:
+        away = ", ".join(sorted(self._lost_cameras))
+        self._tell_state("starting" if away else "ready", f"camera {away}: lost" if away else "")
 
     def _camera_lost(self, camera: str, why: CameraLost) -> None:
         if self._inspector:
             self._inspector.matchers[camera].forget()
         self._build.stamps[camera].forget()
+        if camera == self._build.frame_trigger:
+            self._announced = None
+        for thread in self._threads:
+            if thread.camera == camera:
+                thread.forgotten.set()
         if camera not in self._lost_cameras:
             self._lost_cameras.add(camera)
             log.error("camera %s: %s", camera, why)
@@ -393,8 +447,8 @@ class Inspectd:
         values["archive"] = self._archive.counts
         values["frame_copies"] = self._copies_per_frame()
         values["lost_messages"] = self.lost_messages
+        values["unannounced"] = self._unannounced
         self._queue_report(Health("inspect", values))
-
 
     def _stamp_news(self) -> None:
         for camera, proof in self._build.stamps.items():

@@ -126,7 +126,7 @@ class StampProof:
     def __init__(self, period_ns: int, hardware_trigger: bool, offset_ns: int, delay_ns: int | None = None) -> None:
         """``period_ns``: a frame time at the highest rate; ``offset_ns``: edge to middle of exposure, travel included;
         ``delay_ns``: middle of exposure to arrival as measured, None = one frame time is assumed where nothing measures it."""
-        self._period_ns, self._hardware, self._offset_ns = period_ns, hardware_trigger, offset_ns
+        self._period_ns, self.hardware, self._offset_ns = period_ns, hardware_trigger, offset_ns
         self._given_delay_ns = delay_ns
         self._tolerance_ns = min(period_ns // 4, _TOLERANCE_NS)
         self._edges = _Edges(offset_ns, _APART_FRAMES * period_ns)
@@ -152,7 +152,7 @@ class StampProof:
         self._block: list[_Seen] = []
         self._row: deque[_Seen] = deque(maxlen=self._row_length)
         self._shifted = self._doubts = self._agree = self._behind = 0
-        self._use_edges = self._hardware
+        self._use_edges = self.hardware
         self._last: _Seen | None = None
 
     def listen(self, now_ns: int) -> None:
@@ -161,7 +161,7 @@ class StampProof:
 
     def on_trigger(self, time_ns: int) -> None:
         """A trigger edge, in the order of time."""
-        if self._hardware:
+        if self.hardware:
             self._edges.add(time_ns)
 
     def place(self, frame: Frame) -> Frame:
@@ -183,7 +183,7 @@ class StampProof:
             figures |= {"offset_ns": self._ahead_ns, "drift_ppm": round(self._drift_ppm(), 1)}
         if self._pairs and self._method in ("driver", "other clock"):
             figures["behind_edge_ms"] = round(statistics.median(self._pairs) / _MS, 3)
-        if self._method != "driver" and not self._hardware:
+        if self._method != "driver" and not self.hardware:
             how = "measured" if self._delay_ns is not None or self._given_delay_ns is not None else "assumed"
             figures["delay_ms"], figures["delay"] = round(self._delay() / _MS, 3), how
         return figures
@@ -204,13 +204,13 @@ class StampProof:
     def _prove(self, seen: _Seen) -> None:
         self._seen.append(seen)
         self._agree = self._agree + 1 if 0 <= seen.delay_ns <= 2 * self._period_ns else 0
-        pair = self._edges.alone(seen.arrived_ns) if self._hardware else None
+        pair = self._edges.alone(seen.arrived_ns) if self.hardware else None
         if pair is not None:
             self._prove_by_edge(seen, pair)
-        if self._method == "unproved" and (not self._hardware or len(self._pairs) >= _IN_A_ROW and len(self._seen) == _ARRIVALS):
+        if self._method == "unproved" and (not self.hardware or len(self._pairs) >= _IN_A_ROW and len(self._seen) == _ARRIVALS):
             # With a hardware trigger: edges prove nothing here, they come from elsewhere. Where none could be told to be a
             # frame's own, arrivals may not speak either: they are wrong by up to a frame time, and so may be the part.
-            self._prove_by_arrivals(_ARRIVALS if self._hardware else _IN_A_ROW)
+            self._prove_by_arrivals(_ARRIVALS if self.hardware else _IN_A_ROW)
 
     def _prove_by_edge(self, seen: _Seen, pair: _Pair) -> None:
         """One stamp on its edge is proof; three that lie equally far from theirs give the distance."""
@@ -263,7 +263,7 @@ class StampProof:
         if not self._possible(seen):
             self._jumped("a stamp from the future", seen)
             return None
-        if self._hardware:
+        if self.hardware:
             fits = self._fits_an_edge(seen) if self._use_edges else not late
         else:
             fits = self._goes_on(seen)
@@ -369,7 +369,7 @@ class StampProof:
 
     def _by_arrival(self, seen: _Seen) -> int | None:
         self._method = "arrival"
-        return self._arrival_of_edge(seen) if self._hardware else self._arrival_of_row(seen)
+        return self._arrival_of_edge(seen) if self.hardware else self._arrival_of_row(seen)
 
     def _arrival_of_edge(self, seen: _Seen) -> int | None:
         """Only where one edge alone can be meant, and this frame and those before it came as long after theirs as usual: a

@@ -86,7 +86,14 @@ def test_2000_frames_then_killed_and_restarted_loses_none_uncounted_and_runs_wit
 ) -> None:
     arrived: queue.SimpleQueue[Frame | CameraLost] = queue.SimpleQueue()
     camera = gige_camera(fake.serial)
-    thread = CameraThread(camera, memory, lambda _, one: arrived.put(one))
+
+    def hand_over(_: str, one: Frame | CameraLost | None) -> None:
+        if isinstance(one, CameraLost):
+            thread.forgotten.set()
+        if one is not None:
+            arrived.put(one)
+
+    thread = CameraThread(camera, memory, hand_over)
     thread.start()
     try:
         seen, last = 0, 0

@@ -129,7 +129,14 @@ def test_the_camera_thread_of_inspectd_gets_it_back_while_the_judge_holds_frames
     world = World(real=True)
     monkeypatch.setitem(sys.modules, "jetson_utils", world.utils())
     sensor, got = world.sensor(CSI), []
-    thread = CameraThread(camera_of(world), PlainMemory(), lambda name, one: got.append(one))
+
+    def hand_over(_: str, one: Frame | CameraLost | None) -> None:
+        if isinstance(one, CameraLost):
+            thread.forgotten.set()
+        if one is not None:
+            got.append(one)
+
+    thread = CameraThread(camera_of(world), PlainMemory(), hand_over)
     thread.start()
 
     def more() -> bool:

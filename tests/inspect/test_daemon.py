@@ -249,6 +249,130 @@ def test_a_camera_that_is_lost_begins_its_proof_anew(house: House, monkeypatch: 
     house.daemon.close()
 
 
+@pytest.mark.parametrize("where", ["open", "next_frame", "close"])
+def test_a_camera_that_fails_in_a_way_nobody_foresaw_is_lost_and_comes_back(
+    house: House, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """An error no camera should raise (OSError: no route, MemoryRefused) killed its thread, and nobody was told."""
+    sound, failed = getattr(house.camera, where), threading.Event()
+
+    def fails(*given: Any) -> Any:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(101, "Network is unreachable")
+        return sound(*given)
+
+    if where == "close":
+        monkeypatch.setattr(house.camera, "next_frame", _raises_once(house.camera.next_frame))
+    monkeypatch.setattr(house.camera, where, fails)
+    house.daemon.load()
+    thread = house.run()
+    until(lambda: any("Network is unreachable" in one.reason for one in house.states()))
+    house.camera.put(5)
+    until(lambda: house.states()[-1].state == "ready")
+    _end(house, thread)
+
+
+def _raises_once(sound: Any) -> Any:
+    lost = [CameraLost("unplugged")]
+    return lambda timeout_s: sound(timeout_s) if not lost else (_ for _ in ()).throw(lost.pop())
+
+
+def _end(house: House, thread: threading.Thread) -> None:
+    house.daemon.stopping = True
+    house.daemon.wake()
+    thread.join(10)
+    house.daemon.close()
+
+
+def test_a_lost_camera_is_opened_anew_only_when_the_judge_looks_at_none_of_its_frames(house: House) -> None:
+    """Else the driver fills a buffer that is being judged, and a part gets the picture of another."""
+    opened: list[int] = []
+    house.camera.open = lambda memory: opened.append(1)  # type: ignore[method-assign]
+    house.camera.next_frame = _raises_once(house.camera.next_frame)  # type: ignore[method-assign]
+    house.daemon.load()
+    until(lambda: house.daemon._frames.qsize() == 2)  # it was opened, it was lost; the judge looks at a part meanwhile
+    thread = house.daemon._threads[0]
+    thread.stopping.wait(0.5)
+    assert opened == [1]
+    house.daemon._take_frames()
+    until(lambda: opened == [1, 1])
+    house.daemon.close()
+
+
+def test_a_camera_that_the_photo_eye_fires_is_back_before_its_next_part(tmp_path: Path) -> None:
+    """A line that waits for `ready` sends no part, and without one such a camera gives no frame: nobody would go first."""
+    for hardware, state in ((True, "ready"), (False, "starting")):
+        house = House(tmp_path / str(hardware), {}, stamps={"top": StampProof(10 * MS, hardware, 0)})
+        house.camera.next_frame = _raises_once(house.camera.next_frame)  # type: ignore[method-assign]
+        house.daemon.load()
+        thread = house.run()
+        opened = [one for one in (1, 2)]
+        house.camera.open = lambda memory: opened.pop()  # type: ignore[method-assign,misc]  # noqa: B023
+        until(lambda: any(one.reason for one in house.states() if "unplugged" in one.reason))  # noqa: B023
+        until(lambda: house.daemon._frames.empty() and len(opened) == 1)  # noqa: B023
+        if hardware:
+            until(lambda: house.states()[-1].state == state)  # noqa: B023
+        house.daemon.wake()
+        assert house.states()[-1].state == state
+        _end(house, thread)
+
+
+def _story(told: list[Message]) -> list[str | int]:
+    """States and announced frames, in their order."""
+    kinds = [one for one in told if isinstance(one, (InspectState, FrameSeen))]
+    return [one.sequence if isinstance(one, FrameSeen) else one.state for one in kinds]
+
+
+def test_a_frame_that_was_lost_where_each_is_a_part_is_a_part_nobody_announced(tmp_path: Path) -> None:
+    house = House(tmp_path, {}, frame_trigger="top")
+    house.daemon.load()
+    thread = house.run()
+    for number in (7, 8, 9, 12, 13):
+        house.camera.put(number)
+    told = until(lambda: (told := house.listen()[0]) and [one for one in told if isinstance(one, FrameSeen)][4:] and told)
+    story = _story(told)
+    assert story[-7:] == [7, 8, 9, "starting", "ready", 12, 13], "law 6: what is on the belt is unknown"
+    assert any(isinstance(one, Event) and one.kind == "frames_lost" and one.data["count"] == 2 for one in house.listen()[1])
+    _end(house, thread)
+
+
+def test_a_frame_placed_nowhere_where_each_is_a_part_is_a_part_nobody_announced(tmp_path: Path) -> None:
+    house = House(tmp_path, {}, frame_trigger="top")
+    house.daemon.load()
+    thread = house.run()
+    for number, clock in ((1, "monotonic"), (2, "driver"), (3, "monotonic")):
+        house.camera.put(number, clock)
+    told = until(lambda: (told := house.listen()[0]) and [one for one in told if isinstance(one, FrameSeen)][1:] and told)
+    story = _story(told)
+    assert story[-4:] == [1, "starting", "ready", 3]
+    _end(house, thread)
+
+
+def test_two_cameras_that_hang_do_not_make_the_end_longer_than_two_seconds(tmp_path: Path) -> None:
+    ended = threading.Event()
+    cameras = {}
+    for name in ("top", "side"):
+        cameras[name] = Camera()
+        cameras[name].name = name  # type: ignore[misc]
+        cameras[name].next_frame = lambda timeout_s: ended.wait(30) and None  # type: ignore[method-assign]
+    house = House(tmp_path, {}, cameras=cameras, stamps={name: StampProof(10 * MS, False, 0) for name in cameras})
+    house.daemon.load()
+    began_ns = CLOCK.now_ns()
+    house.daemon.close()
+    assert CLOCK.now_ns() - began_ns < 1800 * MS and house.daemon.failed
+    ended.set()
+
+
+def test_a_camera_that_takes_three_quarters_of_a_second_to_close_ends_cleanly(tmp_path: Path) -> None:
+    """jetson-utils: a wait of 0.2 s, then stopping and taking down, a quarter of a second each."""
+    house = House(tmp_path, {})
+    house.camera.close = lambda: threading.Event().wait(0.75) and None  # type: ignore[method-assign]
+    house.daemon.load()
+    house.daemon.close()
+    assert not house.daemon.failed and house.closed == 1
+
+
 class Watch:
     """A golden watch whose next vector ends as the test says."""
 
