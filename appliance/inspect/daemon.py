@@ -88,32 +88,29 @@ class CameraThread(threading.Thread):
     def run(self) -> None:
         while not self.stopping.is_set():
             self.forgotten.clear()
-            why = self._live()
-            if why is None:
-                return
-            self._hand_over(self._camera.name, why)
+            self._tell_of(self._live)  # before it is closed: a dead one may take seconds at that
+            self._tell_of(self._camera.close)
             self.stopping.wait(0.25)
             while not self.stopping.is_set() and not self.forgotten.wait(0.1):
                 pass
 
-    def _live(self) -> CameraLost | None:
-        """From open to close; what ended it, or None: it was to stop."""
+    def _live(self) -> None:
+        self._camera.open(self._memory)
+        self._hand_over(self._camera.name, None)
+        while not self.stopping.is_set():
+            frame = self._camera.next_frame(0.2)
+            if frame is not None:
+                self._hand_over(self._camera.name, frame)
+
+    def _tell_of(self, act: Callable[[], None]) -> None:
         try:
-            try:
-                self._camera.open(self._memory)
-                self._hand_over(self._camera.name, None)
-                while not self.stopping.is_set():
-                    frame = self._camera.next_frame(0.2)
-                    if frame is not None:
-                        self._hand_over(self._camera.name, frame)
-            finally:
-                self._camera.close()
+            act()
         except CameraLost as why:
-            return why
+            self._hand_over(self._camera.name, why)
         except Exception as why:  # the edge of a thread: dead without a word, it would leave a line without frames for good
             log.exception("camera %s", self._camera.name)
-            return CameraLost(f"camera {self._camera.name} failed in a way nobody foresaw, see the log: {why!r}")
-        return None
+            text = f"camera {self._camera.name} failed in a way nobody foresaw, see the log: {why!r}"
+            self._hand_over(self._camera.name, CameraLost(text))
 
 
 class Inspectd:

@@ -267,9 +267,10 @@ def test_a_camera_that_fails_in_a_way_nobody_foresaw_is_lost_and_comes_back(
     monkeypatch.setattr(house.camera, where, fails)
     house.daemon.load()
     thread = house.run()
-    until(lambda: any("Network is unreachable" in one.reason for one in house.states()))
+    until(lambda: failed.is_set() and any(one.reason.startswith("camera top: ") for one in house.states()))
     house.camera.put(5)
     until(lambda: house.states()[-1].state == "ready")
+    assert where == "close" or any("Network is unreachable" in one.reason for one in house.states())
     _end(house, thread)
 
 
