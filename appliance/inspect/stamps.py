@@ -22,6 +22,7 @@ _ROW = 128  # arrivals that give the frame time where stamps do not; of a slow c
 _ROW_NS = 1_000_000_000
 _BLOCK_NS = 2_000_000_000  # over which the shortest arrival is looked for again: 50 ppm are 0.1 ms by then
 _EDGE_WAITS_NS = 250 * _MS  # a frame that has not come this long after its edge will not come (as the matcher has it)
+_EDGES_KEPT_NS = 2_000_000_000  # beyond their travel to the camera
 _APART_FRAMES = 5  # a frame is there two frame times after its exposure; within so many the edge before may be its own
 _FUTURE_NS = 500_000  # a driver's stamps are in whole microseconds; a frame from further ahead is impossible
 _TOLERANCE_NS = 2 * _MS  # below half of the narrowest match; an edge's and a stamp's own jitter is microseconds
@@ -60,9 +61,9 @@ class _Edges:
     next part's, frame after frame. So it is taken for a frame's own only once the edge before it lay too far back to be,
     and as long as one edge after the other gets its frame."""
 
-    def __init__(self, offset_ns: int, apart_ns: int) -> None:
-        self._offset_ns, self._apart_ns = offset_ns, apart_ns
-        self._edges: deque[_Edge] = deque(maxlen=64)
+    def __init__(self, offset_ns: int, period_ns: int) -> None:
+        self._offset_ns, self._period_ns, self._apart_ns = offset_ns, period_ns, _APART_FRAMES * period_ns
+        self._edges: deque[_Edge] = deque()
         self._sure = False
         self._heard_from_ns: int | None = None
 
@@ -72,6 +73,8 @@ class _Edges:
 
     def add(self, time_ns: int) -> None:
         self._edges.append(_Edge(time_ns))
+        while len(self._edges) > 1 and time_ns - self._edges[1].time_ns > max(0, self._offset_ns) + _EDGES_KEPT_NS:
+            self._edges.popleft()
 
     def alone(self, arrived_ns: int) -> _Pair | None:
         """The only edge without a frame. None: no edge waits, or more than one does; then whose frame this is cannot be
@@ -105,8 +108,10 @@ class _Edges:
         self._sure = False
 
     def _waiting(self, arrived_ns: int) -> list[_Edge]:
-        longest_ns = max(0, self._offset_ns) + _EDGE_WAITS_NS
-        return [edge for edge in self._edges if not edge.served and 0 <= arrived_ns - edge.time_ns <= longest_ns]
+        """Those whose part stood before this camera by then; on their way to one further down the belt are many more."""
+        latest_ns = arrived_ns - max(0, self._offset_ns - self._period_ns)
+        earliest_ns = arrived_ns - max(0, self._offset_ns) - _EDGE_WAITS_NS
+        return [edge for edge in self._edges if not edge.served and earliest_ns <= edge.time_ns <= latest_ns]
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ class StampProof:
         self._period_ns, self.hardware, self._offset_ns = period_ns, hardware_trigger, offset_ns
         self._given_delay_ns = delay_ns
         self._tolerance_ns = min(period_ns // 4, _TOLERANCE_NS)
-        self._edges = _Edges(offset_ns, _APART_FRAMES * period_ns)
+        self._edges = _Edges(offset_ns, period_ns)
         self._row_length = max(2 * _ARRIVALS, min(_ROW, _ROW_NS // period_ns))
         self.counts = {"placed": 0, "nowhere": 0, "jumps": 0, "other_clock": 0, "behind": 0}
         self.news: deque[str] = deque(maxlen=16)

@@ -350,10 +350,10 @@ def test_a_frame_placed_nowhere_where_each_is_a_part_is_a_part_nobody_announced(
     _end(house, thread)
 
 
-def test_two_cameras_that_hang_do_not_make_the_end_longer_than_two_seconds(tmp_path: Path) -> None:
+def test_three_cameras_that_hang_do_not_make_the_end_longer_than_two_seconds(tmp_path: Path) -> None:
     ended = threading.Event()
     cameras = {}
-    for name in ("top", "side"):
+    for name in ("top", "side", "below"):
         cameras[name] = Camera()
         cameras[name].name = name  # type: ignore[misc]
         cameras[name].next_frame = lambda timeout_s: ended.wait(30) and None  # type: ignore[method-assign]

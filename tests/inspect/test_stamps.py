@@ -351,6 +351,20 @@ def test_where_frames_come_after_the_next_parts_edge_no_part_gets_its_neighbours
     assert not lone or kind in ("behind", "none") or len(errors) > 200, "a part that stands alone proves the stamps"
 
 
+@pytest.mark.parametrize("stamp", [honest, counter])
+@pytest.mark.parametrize("clock", ["driver", "none"])
+def test_a_camera_down_the_belt_is_proved_while_many_parts_are_under_way(
+    stamp: Callable[[int, int], int], clock: Literal["driver", "none"]
+) -> None:
+    """Four seconds of travel, a hundred parts in them; each fires the camera as it passes."""
+    travel_ns = 4 * SECOND
+    shown = [replace(one, edge_ns=one.edge_ns - travel_ns) for one in Sim(stamp, clock, spacing="dense").frames(600)]
+    proof = StampProof(PERIOD, True, OFFSET + travel_ns)
+    proof.listen(START - 2 * travel_ns)
+    placed = play(shown, proof, True)
+    assert len(errors_ms(placed)) > 590 and max(map(abs, errors_ms(placed))) < 2.1
+
+
 def test_the_first_part_after_the_link_stands_counts_where_edges_were_heard_before() -> None:
     """Parts that come close from the first on: no gap between them shows which frame is whose, the quiet before does."""
     shown = slow("counter", 40 * MS, 20 * MS, 0, 1)
