@@ -1,7 +1,8 @@
 """Which frame shows which part: by time, never by counting. Pure.
 
 A frame belongs to the trigger whose time + travel + offset lies within ± match of the middle of its exposure. A part
-is answered when its window is over, so that a second candidate is seen (`ambiguous`); a frame that fits no part is
+is answered when its window is over, so that a second candidate is seen (`ambiguous`), and is `missed` as soon as the camera
+is past it: the next parts' frames would fill the camera's buffers meanwhile, and theirs be lost too; a frame that fits no part is
 `stray`; the same frame again is a `duplicate`.
 """
 
@@ -112,10 +113,15 @@ class Matcher:
         if not self._parts:
             return self._frames[0].time_ns + _KEEP_NS if self._frames else None
         first = self._parts[0]
-        return first.give_up_ns if first.frame is None and not first.ambiguous else self._window_end(first)
+        if first.frame is not None or first.ambiguous:
+            return self._window_end(first)
+        return 0 if self._past(first) else first.give_up_ns
 
     def forget(self) -> None:
-        """The camera is gone: its frames are void."""
+        """The camera is gone: its frames are void, and given back so that nobody keeps them."""
+        for frame in [*self._frames, *(waiting.frame for waiting in self._parts)]:
+            if frame is not None:
+                frame.release()
         self._frames.clear()
         for waiting in self._parts:
             waiting.frame = None
@@ -123,6 +129,10 @@ class Matcher:
 
     def _fits(self, frame: Frame, waiting: _Waiting) -> bool:
         return abs(frame.time_ns - waiting.expected_ns) <= self._match_ns
+
+    def _past(self, waiting: _Waiting) -> bool:
+        """The camera gave a frame of a later time already; they come in order."""
+        return self._last is not None and self._last[1] > waiting.expected_ns + self._match_ns
 
     def _window_end(self, waiting: _Waiting) -> int:
         """When a second candidate would have arrived, were there one: it travels as long as the first did."""
@@ -133,7 +143,7 @@ class Matcher:
 
     def _ready(self, waiting: _Waiting, now_ns: int) -> bool:
         if waiting.frame is None and not waiting.ambiguous:
-            return now_ns >= waiting.give_up_ns
+            return now_ns >= waiting.give_up_ns or self._past(waiting)
         return now_ns >= self._window_end(waiting)
 
     def _answer(self, waiting: _Waiting) -> Match:

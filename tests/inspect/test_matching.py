@@ -121,3 +121,27 @@ def test_a_camera_that_runs_by_itself_gets_each_frame_back_as_soon_as_the_next_i
     matcher.trigger(7, 40 * 8 * MS, 900 * MS)
     matcher.frame(frames.make(40, 40 * 8 * MS, 40 * 8 * MS + 2 * MS))
     assert len(frames.released) == 39, "a frame that shows a part sends home what waited before it"
+
+
+def test_a_part_whose_frame_was_lost_is_missed_as_soon_as_a_later_frame_is_there() -> None:
+    """At 1,200 parts a minute the two buffers a camera lends would be taken until the lost frame is given up, and the next
+    three parts' frames be lost for it."""
+    matcher, frames = Matcher(0, PITCH // 4, ALLOWANCE), Frames()
+    for part in (1, 2, 3):
+        matcher.trigger(part, part * PITCH, part * PITCH + 800 * MS)
+    matcher.frame(frames.make(2, 2 * PITCH, 2 * PITCH + READOUT))
+    assert matcher.next_due_ns() == 0
+    (missed,) = matcher.due(2 * PITCH + READOUT)
+    assert (missed.part, missed.kind) == (1, "missed")
+    (found,) = matcher.due(2 * PITCH + PITCH // 2)
+    assert (found.part, found.kind) == (2, "frame")
+
+
+def test_a_camera_that_is_lost_gets_back_what_waited_for_parts_and_for_triggers() -> None:
+    matcher, frames = Matcher(0, PITCH // 4, ALLOWANCE), Frames()
+    matcher.trigger(1, PITCH, PITCH + 800 * MS)
+    matcher.frame(frames.make(1, PITCH, PITCH + READOUT))
+    matcher.frame(frames.make(2, 2 * PITCH, 2 * PITCH + READOUT))
+    matcher.forget()
+    assert sorted(frames.released) == [1, 2]
+    assert [(one.part, one.kind) for one in matcher.due(PITCH + PITCH + ALLOWANCE)] == [(1, "missed")]
