@@ -22,6 +22,7 @@ from appliance.inspect.archive import Archive
 from appliance.inspect.golden_watch import GoldenWatch
 from appliance.inspect.inspector import Inspector, RecipePlan
 from appliance.inspect.matching import Matcher
+from appliance.inspect.pulse import Pulse
 from appliance.inspect.stamps import StampProof
 from appliance.link import SocketLink, connect
 from appliance.messages import Ack, Event, FrameSeen, Health, Heard, Hello, InspectState, Message, Stored, Trigger, Verdict
@@ -141,6 +142,7 @@ class Inspectd:
         self._unload: Callable[[], None] | None = None
         self._threads: list[CameraThread] = []
         self.stopping = self.failed = False
+        self.turns = 0
         self.lost_messages = 0
         self._archive = Archive(paths.image_dir, build.slot_bytes, build.image_quota_bytes, self._image_stored)
 
@@ -191,6 +193,7 @@ class Inspectd:
     def run(self) -> None:
         """Until ``stopping``: wait, read, look, send."""
         while not self.stopping:
+            self.turns += 1
             self._wait()
             now_ns = self._clock.now_ns()
             self._connect(now_ns)
@@ -475,9 +478,12 @@ def main(build: InspectBuild, paths: Paths, clock: Clock) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     daemon.load()
+    pulse = Pulse(lambda: daemon.turns)  # not while engines are built: that has its own watch
+    pulse.start()
     try:
         daemon.run()
     finally:
+        pulse.over.set()
         daemon.close()
     if daemon.failed:
         logging.shutdown()
