@@ -60,6 +60,7 @@ class Line:
             "top", PATH, SIZE, FPS, "auto", 500, gain, self.hardware, {}, CLOCK, system=self.kernel
         )  # fmt: skip
         self.proof = StampProof(round(1e9 / FPS), self.hardware, 0)
+        self.proof.listen(CLOCK.now_ns() - 1000 * MS)  # no edge since was missed
         self.network = machine.network(bundle, (1.0, 1.0, 1.0), lambda what, share: None)
         replay_all(self.network, bundle)
         look = Look("top", SIZE, False, ROI, bundle, self.network, limits_of(bundle, None, None, {}), HealthLimits())
