@@ -499,6 +499,7 @@ def test_tegras_counter_flagged_monotonic_is_found_out_by_its_edges() -> None:
     bench = Bench(tegra())
     camera = bench.open(hardware_trigger=True, **TEGRA)
     proof = StampProof(SECOND // 60, True, 2 * MS)
+    proof.listen(bench.clock.now_ns() - SECOND)
     placed = []
     for part in range(20):
         edge_ns = bench.clock.now_ns() + (40 + part) * MS
