@@ -253,7 +253,7 @@ def _cameras(station: Station | None, judge: Any, bench: Bench) -> Iterator[Step
 
 
 def _camera(step: Step, name: str, given: Any, bench: Bench, memory: FrameMemory) -> None:
-    proof = StampProof(round(1e9 / given.fps), given.trigger == "hardware", round(given.offset_ms * 1e6))
+    proof = StampProof(round(1e9 / given.fps), False, round(given.offset_ms * 1e6))  # nobody tells of edges here
     with _open(bench.camera(name, None), memory) as camera:
         arrivals, clocks = [], set()
         for frame in _frames(camera, FRAMES):

@@ -303,7 +303,10 @@ def matcher_of(station: Station, name: str) -> Matcher:
     if station.trigger.input.scheme == "frame":
         return Matcher(0, 1, _READOUT_ALLOWANCE_NS, wait_for_second=False, most_waiting=2)
     shortest_ns = station.trigger.min_pitch_mm / speed_mm_s * 1e9
-    match_ns = shortest_ns / 4 if camera.match_ms == "auto" else float(camera.match_ms) * _MS
+    widest_ns = shortest_ns / 4
+    if camera.trigger == "free-run":  # the frames around it fit too: half a frame time leaves one
+        widest_ns = min(widest_ns, 0.5e9 / frame_rate(camera))
+    match_ns = widest_ns if camera.match_ms == "auto" else float(camera.match_ms) * _MS
     return Matcher(travel_ns + round(camera.offset_ms * _MS), round(match_ns), _READOUT_ALLOWANCE_NS)
 
 

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from appliance import wiring
+from appliance.config import load
 from appliance.model import golden
 from appliance.model.golden import GoldenError
-from appliance.ports import EngineError
+from appliance.ports import EngineError, Frame
 from appliance.wiring_machine import GpuMachine
 from tests.kernels.host_library import host_library
 from tests.model.tiny import tiny_bundle
 from tests.test_engines import OLD, Box, stand_ins
+
+SHIPPED = Path(__file__).resolve().parents[1] / "appliance/twin/station.yaml"
 
 
 def station(file: Path) -> Any:
@@ -45,3 +48,27 @@ def test_a_recipe_that_is_refused_gives_networks_memory_and_gpu_back(
         with pytest.raises(type(why)):
             wiring.load_recipe(station(tmp_path / "station.yaml"), box.data, lambda doing, share: None)
         assert replayed and gpu.live() == 0 and gpu.live_handles() == 0 and gpu.left_pushed() == []
+
+
+@pytest.mark.parametrize(("fps", "pitch_mm"), [(30, 200), (120, 100), (120, 30)])
+def test_a_camera_that_runs_by_itself_shows_each_part_one_frame(tmp_path: Path, fps: int, pitch_mm: int) -> None:
+    """A quarter of the pitch would take in several frames, and each part were ambiguous."""
+    text = SHIPPED.read_text().replace("    fps: 60\n", f"    fps: {fps}\n    trigger: free-run\n")
+    file = tmp_path / "station.yaml"
+    file.write_text(text.replace("min_pitch_mm: 20", f"min_pitch_mm: {pitch_mm}"))
+    station = load(file, built_only=False)
+    matcher, period_ns, found = wiring.matcher_of(station, "top"), 1e9 / fps, []
+    every_ns = round(max(pitch_mm / 500, 2 / fps) * 1e9)  # at 500 mm/s, at most every other frame shows one
+    parts = {number: 10**9 + number * every_ns for number in range(1, 60)}
+    waiting = sorted(parts.items())
+    for number in range(round(60 * every_ns / period_ns)):
+        middle_ns = round(10**9 + number * period_ns)
+        while waiting and waiting[0][1] <= middle_ns + 4_000_000:
+            part, at_ns = waiting.pop(0)
+            matcher.trigger(part, at_ns, at_ns + 10**9)
+        matcher.frame(Frame(memoryview(b""), 0, 0, (1, 1), "mono8", number, middle_ns, middle_ns + 4_000_000, lambda: None))
+        found += matcher.due(middle_ns + 4_000_000)
+    found += matcher.due(2**62)
+    kinds = [match.kind for match in found]
+    assert kinds.count("frame") >= 0.9 * len(parts) or pitch_mm / 500 * 1000 / 4 < 500 / fps, kinds
+    assert "ambiguous" not in kinds

@@ -116,6 +116,12 @@ def _cameras(station: Station) -> list[Found]:
             found.append((("cameras", name, "pixel"), text, "write auto"))
         if camera.source.scheme == "csi" and camera.fps != int(camera.fps):
             found.append((("cameras", name, "fps"), "csi:// takes whole frames a second", f"write {int(camera.fps)}"))
+        if station.transport.encoder and camera.at_mm:
+            text = "not built yet with an encoder: nobody knows when a part reaches a camera down a belt that changes its speed"
+            found.append((("cameras", name, "at_mm"), text, "put the camera at the trigger: at_mm: 0"))
+        if camera.trigger == "free-run" and camera.match_ms != "auto" and camera.match_ms > 500 / camera.fps:
+            text = f"at {camera.fps:g} frames/s two frames lie within it, and each part is ambiguous"
+            found.append((("cameras", name, "match_ms"), text, f"write auto, or at most {500 / camera.fps:.1f}"))
     return found
 
 

@@ -135,7 +135,7 @@ class Inspectd:
         self._state = InspectState("starting", "loading the model", 0.0, "", 0, "", {})
         self._inspector: Inspector | None = None
         self._watches: list[GoldenWatch] = []
-        self._lost_cameras: set[str] = set()
+        self._lost_cameras: dict[str, str] = {}  # and why
         self._announced: int | None = None
         self._unannounced = self._unannounced_ns = 0
         self._staged: dict[str, int] = {}
@@ -308,7 +308,7 @@ class Inspectd:
                 continue
             # Where the photo-eye fires it, the next frame needs a part, and the line may wait for us to be ready.
             if camera in self._lost_cameras and (frame is not None or self._build.stamps[camera].hardware):
-                self._lost_cameras.discard(camera)
+                del self._lost_cameras[camera]
                 self._event("camera_back", {"camera": camera})
                 self._tell_cameras()
             if frame is None:
@@ -354,11 +354,12 @@ class Inspectd:
         for thread in self._threads:
             if thread.camera == camera:
                 thread.forgotten.set()
-        if camera not in self._lost_cameras:
-            self._lost_cameras.add(camera)
-            log.error("camera %s: %s", camera, why)
-            self._event("camera_lost", {"camera": camera, "why": str(why)[:240]})
-            self._tell_state("starting", f"camera {camera}: {why}"[:240])
+        if self._lost_cameras.get(camera) == str(why):
+            return  # tried again, and still so
+        self._lost_cameras[camera] = str(why)
+        log.error("camera %s: %s", camera, why)
+        self._event("camera_lost", {"camera": camera, "why": str(why)[:240]})
+        self._tell_state("starting", f"camera {camera}: {why}"[:240])
 
     # --- sending ----------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ _NOWHERE_NS = 10_000_000_000  # before its arrival: no part waits that long, so 
 
 Method = Literal["unproved", "driver", "other clock", "arrival"]
 _WORDS: dict[Method, str] = {
-    "unproved": "not proved yet: frames are placed nowhere",
+    "unproved": "not proved yet: frames are placed nowhere; where the photo-eye fires it, a part must come alone once",
     "driver": "the driver's stamps, proved to be on the monotonic clock",
     "other clock": "the driver's stamps are on another clock; its offset is taken off",
     "arrival": "no usable stamps: arrival less measured delay",

@@ -108,6 +108,7 @@ def test_no_damage_raises_anything_but_a_config_error(at: int, new: bytes, cut: 
         ("source: twin://top", "source: csi://0", "holds neither exposure_us"),
         ("source: twin://top", "source: rtsp://cell:pass@10.0.0.7/a?b=c", "converted to rgb8 by its library"),
         ("twin://top\n    size: [640, 480]\n    pixel: mono8\n    fps: 60", "csi://0\n    fps: 29.97", "whole frames a second"),
+        ("    fps: 60\n", "    fps: 60\n    trigger: free-run\n    match_ms: 9\n", "each part is ambiguous"),
         ("source: twin://top", "source: v4l2:///dev/video0?expose=1", "has no option expose"),
         ("source: twin://top", "source: v4l2:///dev/video0?stamp=before", "write one of start"),
         ("source: twin://top", "source: gige://11?packet_delay_us=some", "is no number above 0"),
@@ -124,6 +125,17 @@ def test_contradictions_and_what_is_not_built_are_refused_in_words(tmp_path: Pat
         assert load(path).reject.energised_means == "reject"
         return
     with pytest.raises(ConfigError, match=word):
+        load(path)
+
+
+def test_a_camera_down_a_belt_that_changes_its_speed_is_refused(tmp_path: Path) -> None:
+    """Its frames would be looked for where the belt's highest speed has them: a part could be judged by another's picture."""
+    path = tmp_path / "station.yaml"
+    text = SHIPPED.read_text().replace("  speed_mm_s: 500\n", "  encoder: {input: twin://a, mm_per_pulse: 1}\n")
+    path.write_text(text)
+    load(path)
+    path.write_text(text.replace("    fps: 60\n", "    fps: 60\n    at_mm: 100\n"))
+    with pytest.raises(ConfigError, match="put the camera at the trigger"):
         load(path)
 
 
