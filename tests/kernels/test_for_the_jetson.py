@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.model.kernel_images import SOURCES_FILE
 from calibration.kernels import TARGETS, KernelError, Target, check_header, make, source_text, usage
 
 NVRTC = Path(sys.prefix) / "nvrtc"
@@ -17,7 +18,7 @@ KERNELS = 14
 @COMPILED
 def test_each_chip_gets_its_cubin_without_a_spill(tmp_path: Path) -> None:
     told = make(NVRTC, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {target.file for target in TARGETS}
+    assert {path.name for path in tmp_path.iterdir()} == {SOURCES_FILE, *(target.file for target in TARGETS)}
     for file, kernels in told.items():
         assert len(kernels) == KERNELS, file
         assert all(0 < used.registers <= 64 for used in kernels.values()), "at most 64, so that 1,024 threads fit"
