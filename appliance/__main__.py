@@ -129,15 +129,15 @@ def _run(options: argparse.Namespace) -> int:
 def _one_role(role: str, station: object, paths: Paths) -> int:
     clock = SystemClock()
     if role == "reject":
-        from appliance import wiring
         from appliance.reject.books import BooksBroken
         from appliance.reject.daemon import main as reject_main
+        from appliance.wiring import station as wiring
 
         try:
             return reject_main(wiring.reject_build(station, paths, clock), paths, clock)  # type: ignore[arg-type]
         except BooksBroken as why:
             raise ValueError(str(why)) from why
-    from appliance import wiring
+    from appliance.wiring import station as wiring
 
     if role == "inspect":
         import cv2
@@ -182,7 +182,7 @@ def _supervise(options: argparse.Namespace, station: object, paths: Paths, roles
 
 def _check(options: argparse.Namespace) -> int:
     from appliance.config.verbs import check
-    from appliance.wiring import bundle_remarks
+    from appliance.wiring.station import bundle_remarks
 
     return check(options.file, sys.stdout, bundle_remarks)
 
@@ -230,15 +230,15 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from appliance.wiring_models import inspect_paths
+    from appliance.wiring.models import inspect_paths
 
     return inspect_paths(options.bundle, options.recipe, options.paths, sys.stdout, options.json)
 
 
 def _engine(options: argparse.Namespace) -> int:
-    from appliance import wiring_engine_verbs as verbs
     from appliance.config import ConfigError, load
-    from appliance.wiring_machine import open_gpu_site
+    from appliance.wiring import engine_verbs as verbs
+    from appliance.wiring.machine import open_gpu_site
 
     try:
         station = load(options.file).station if options.file else None
@@ -257,7 +257,7 @@ def _engine(options: argparse.Namespace) -> int:
 def _selftest(options: argparse.Namespace) -> int:
     from appliance.config import ConfigError, find_bundle, load
     from appliance.selftest import selftest
-    from appliance.wiring_selftest import bench_of
+    from appliance.wiring.selftest import bench_of
 
     try:
         station = load(options.file, data_dir=options.data_dir) if options.file else None

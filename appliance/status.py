@@ -9,7 +9,7 @@ from appliance.clock import SystemClock
 from appliance.config import Station
 from appliance.devices.publisher_mqtt import MqttPublisher
 from appliance.report.status import as_text
-from appliance.wiring import broker_of
+from appliance.wiring.station import broker_of
 
 _WAIT_S = 4.0
 

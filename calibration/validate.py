@@ -13,7 +13,7 @@ from appliance.inspect.judge import Judgement, judge, limits_of
 from appliance.model.bundle import Bundle
 from appliance.model.golden import frame_of, part_score
 from appliance.model.intervals import told
-from appliance.wiring_models import cpu_network
+from appliance.wiring.models import cpu_network
 
 
 @dataclass

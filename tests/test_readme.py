@@ -14,7 +14,8 @@ from appliance.twin.trouble import parse
 PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    appliance ")]
-ROOMS = ("", "appliance", "appliance/devices", "appliance/model", "appliance/inspect", "appliance/reject", "models/cap-28mm")
+_OURS = ("devices", "model", "inspect", "reject", "wiring")
+ROOMS = ("", "appliance", *(f"appliance/{room}" for room in _OURS), "models/cap-28mm")
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -19,12 +19,12 @@ from appliance.devices.camera_v4l2 import V4l2Camera
 from appliance.messages import Edge
 from appliance.ports import EngineError, OutputLost
 from appliance.selftest import Bench, selftest, stamp_mark
-from appliance.wiring_machine import CpuMachine, GpuMachine
+from appliance.wiring.machine import CpuMachine, GpuMachine
 from tests.fakes import fake_v4l2
 from tests.fakes.fake_v4l2 import FakeKernel
 from tests.kernels.host_library import host_library
 from tests.model.tiny import tiny_bundle
-from tests.test_engines import OLD, Box
+from tests.wiring.test_engines import OLD, Box
 
 CLOCK = SystemClock()
 MS, FPS, PATH = 1_000_000, 100.0, "/dev/v4l/by-path/port"

@@ -46,7 +46,7 @@ def write_bundle(
     (h, w, 3) of one size, as ``pixel`` (mono8, rgb8, bgr8), cut to the ROI; good ones and bad ones.
 
     ``decode`` is inspect.decode.decode and ``engine`` makes a model ready to run (onnxruntime): handed in, for this room
-    knows neither; wiring_models.write_bundle does. Without ``engine`` onnx's own, slow evaluator runs.
+    knows neither; wiring.models.write_bundle does. Without ``engine`` onnx's own, slow evaluator runs.
     Raises BundleError when the graph breaks the contract, when INT8 leaves the float model by more than 0.05 on a
     golden frame, or when meta is not valid."""
     problems = lint(model)

@@ -25,8 +25,8 @@ from appliance.model.golden import frame_of
 from appliance.twin.parts import KINDS, draw_part
 from appliance.twin.scene import render
 from appliance.twin.supply import Item, images, photographed
-from appliance.wiring import any_size, look_of
-from appliance.wiring_machine import machine_of
+from appliance.wiring.machine import machine_of
+from appliance.wiring.station import any_size, look_of
 
 GOOD, PER_KIND = 1200, 120
 _SEED = 770_001  # of the bank's images: no test and no training uses it

@@ -31,7 +31,7 @@ from appliance.twin.result import Result, settle
 from appliance.twin.scenarios import SCENARIOS, gate_times, shape_of
 from appliance.twin.score import Truth, percentiles
 from appliance.twin.supply import DEFECTIVE_SHARE
-from appliance.wiring import belt_of, inputs_of, plan_of
+from appliance.wiring.station import belt_of, inputs_of, plan_of
 
 # Trigger to verdict in ms at these shares of parts, as measured on a laptop-class machine with the shipped bundle.
 _LATENCY = ((0.0, 14.0), (0.5, 21.0), (0.9, 26.0), (0.99, 45.0), (1.0, 90.0))

@@ -21,7 +21,7 @@ import torch
 
 from appliance.model.bundle import BundleError
 from appliance.twin.parts import CRACK_WIDTH, KINDS, PROMISED, SCRATCH_WIDTH
-from appliance.wiring_models import write_bundle
+from appliance.wiring.models import write_bundle
 from calibration.quantize import quantize
 from calibration.validate import inspect_images, operating_point
 from models.train.data import TWIN_CLASSES, Labelled, photographs, read_grey, twin_frames, twin_set

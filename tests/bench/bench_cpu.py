@@ -42,7 +42,6 @@ import cv2
 import numpy as np
 import onnx
 
-from appliance import wiring_models
 from appliance.clock import now_ns
 from appliance.devices.engine_openvino import OpenVinoEngine, installed
 from appliance.devices.memory_plain import PlainMemory
@@ -54,6 +53,7 @@ from appliance.model.cpu_graph import cpu_graph
 from appliance.model.graph import float_model
 from appliance.model.pixels import U8
 from appliance.ports import Frame
+from appliance.wiring import models
 from tests.bench.bench_reject import read_steal
 from tests.bench.mobile_net import FRAME, mobile_net_bundle, pictures
 from tests.bench.naive_script import NaiveScript
@@ -143,8 +143,8 @@ def case_of(bundle: Bundle, pixel: str, folder: Path) -> Case:
     float_file = folder / f"{bundle.name}-float.onnx"
     onnx.save(float_model(model), str(float_file))
     script = NaiveScript(str(float_file), bundle.input.size, bundle.input.channels, bundle.thresholds.fail_at)
-    network: Any = wiring_models.cpu_network(bundle)
-    plain: Any = wiring_models.network_on(bundle, Engine(rewritten.model.SerializeToString(), bundle.name), "for the bench")
+    network: Any = models.cpu_network(bundle)
+    plain: Any = models.network_on(bundle, Engine(rewritten.model.SerializeToString(), bundle.name), "for the bench")
     name = bundle.input.tensor
 
     def write(number: int) -> None:

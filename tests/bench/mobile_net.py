@@ -23,7 +23,7 @@ from appliance.devices.network_cpu import Engine
 from appliance.model.bundle import Bundle, BundleError, load_bundle
 from appliance.model.pixels import U8
 from appliance.model.preprocess_cv2 import prepare_cv2
-from appliance.wiring_models import write_bundle
+from appliance.wiring.models import write_bundle
 from calibration import quantize
 
 F32 = npt.NDArray[np.float32]

@@ -24,13 +24,13 @@ from appliance.inspect.decode import activate
 from appliance.model.bundle import Bundle
 from appliance.model.preprocess_cv2 import FastPreprocess
 from appliance.ports import FrameMemory
-from appliance.wiring_jetson_inference import facts_of
-from appliance.wiring_machine import GpuMachine
-from appliance.wiring_models import network_on
+from appliance.wiring.jetson_inference import facts_of
+from appliance.wiring.machine import GpuMachine
+from appliance.wiring.models import network_on
 from tests.fakes.fake_jetson_inference import Zoo
 from tests.fakes.fake_jetson_utils import World
 from tests.kernels.host_library import host_library
-from tests.test_engines import VERSIONS, Box
+from tests.wiring.test_engines import VERSIONS, Box
 
 OPENVINO = Path(__file__).resolve().parents[2] / ".venv/bench/openvino"  # where ./build.sh bench cpu puts it
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance import wiring_models
 from appliance.devices.engine_openvino import OpenVinoEngine, installed
 from appliance.devices.network_cpu import Engine
 from appliance.model.golden import frame_of, replay_all
 from appliance.ports import EngineError
-from appliance.wiring_models import cpu_engine, cpu_network
+from appliance.wiring import models
+from appliance.wiring.models import cpu_engine, cpu_network
 from tests.model.test_cpu_graph import residual
 from tests.model.tiny import SIDE, anomaly, classifier, frames, tiny_bundle
 
@@ -159,7 +159,7 @@ def test_without_it_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bundle_keeps_its_golden_vectors_on_it(openvino: None, tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "b", graph=classifier())
-    network = wiring_models.network_on(bundle, OpenVinoEngine(bundle.onnx.read_bytes(), "tiny"), "tried")
+    network = models.network_on(bundle, OpenVinoEngine(bundle.onnx.read_bytes(), "tiny"), "tried")
     replay_all(network, bundle)
     assert network.identity["engine"].startswith("openvino-") and network.why == "tried"
     found = network.wait(network.submit(frame_of(frames()[-1], "mono8"), None), 2**62)
@@ -172,7 +172,7 @@ def test_what_stays_float_in_onnxruntime_runs_on_openvino(stand_in: types.Module
 
 
 def test_without_openvino_it_runs_on_onnxruntime_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wiring_models.engine_openvino, "installed", lambda: False)
+    monkeypatch.setattr(models.engine_openvino, "installed", lambda: False)
     engine, why = cpu_engine(residual().model().SerializeToString(), "residual")
     assert engine.version.startswith("onnxruntime-")
     assert "OpenVINO is not installed" in why and "its result goes to Add" in why
@@ -190,7 +190,7 @@ def test_of_two_that_both_run_integers_the_faster_is_taken(
                 result: dict[str, np.ndarray] = super().run(name, tensor)
             return result
 
-    monkeypatch.setattr(wiring_models, kind.__name__, Slow)
+    monkeypatch.setattr(models, kind.__name__, Slow)
     engine, why = cpu_engine(classifier().SerializeToString(), "tiny")
     assert not engine.version.startswith(slow)
     assert "onnxruntime-" in why and "openvino-" in why and " ms" in why
@@ -220,5 +220,5 @@ def test_the_choice_is_logged_and_stands_in_the_network(
 
 def test_it_is_imported_with_the_first_engine_only() -> None:
     assert installed() in (True, False)
-    code = "import sys, appliance.wiring_models; sys.exit('openvino' in sys.modules)"
+    code = "import sys, appliance.wiring.models; sys.exit('openvino' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -23,7 +23,7 @@ from appliance.model.golden import GoldenError, frame_of, load_golden, replay_al
 from appliance.model.kernel_plan import ExtremesStruct, FrameStruct, SumsStruct, kernel_plan
 from appliance.model.preprocess import NO_GAINS
 from appliance.ports import EngineError, EngineLost, Findings, Frame, FrameMemory, Network
-from appliance.wiring_models import cpu_network
+from appliance.wiring.models import cpu_network
 from tests.fakes.fake_engine import FakeEngine
 from tests.fakes.fake_libcuda import Gpu, Refused
 from tests.fakes.fake_pycuda import installed

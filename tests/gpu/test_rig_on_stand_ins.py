@@ -15,7 +15,7 @@ from tests.fakes import fake_pycuda
 from tests.fakes.fake_libcuda import Gpu
 from tests.gpu import rig, test_on_the_gpu
 from tests.kernels.host_library import host_library
-from tests.test_engines import cubin
+from tests.wiring.test_engines import cubin
 
 
 class Projection:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from appliance.model.bundle import Bundle
-from appliance.wiring_models import inspect_paths
+from appliance.wiring.models import inspect_paths
 from tests.model.tiny import frames, tiny_bundle
 
 STATION = """\

@@ -23,13 +23,13 @@ from appliance.inspect.stamps import StampProof
 from appliance.messages import Trigger, Verdict
 from appliance.model.bundle import Bundle
 from appliance.model.golden import frame_of, part_score, replay_all
-from appliance.wiring_machine import GpuMachine
-from appliance.wiring_models import cpu_network
+from appliance.wiring.machine import GpuMachine
+from appliance.wiring.models import cpu_network
 from tests.fakes import fake_v4l2
 from tests.fakes.fake_v4l2 import FakeKernel
 from tests.kernels.host_library import host_library
 from tests.model.tiny import tiny_bundle
-from tests.test_engines import VERSIONS, Box
+from tests.wiring.test_engines import VERSIONS, Box
 
 CLOCK = SystemClock()
 MS, FPS, PARTS, SIZE, PATH = 1_000_000, 100.0, 24, (320, 240), "/dev/v4l/by-path/port"

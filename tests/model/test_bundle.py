@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from appliance.model.bundle import Bundle, BundleError, load_bundle
-from appliance.wiring_models import cpu_network
+from appliance.wiring.models import cpu_network
 from tests.model.tiny import tiny_bundle
 
 

@@ -14,7 +14,7 @@ from appliance.model.bundle import Bundle, BundleError, load_bundle
 from appliance.model.golden import GoldenError, frame_of, load_golden, part_score, replay, replay_all
 from appliance.model.preprocess_cv2 import prepare_cv2
 from appliance.ports import Counted, Findings, Frame
-from appliance.wiring_models import cpu_network
+from appliance.wiring.models import cpu_network
 from tests.model.tiny import classifier, frames, tiny_bundle
 
 
@@ -193,7 +193,7 @@ def test_a_graph_that_breaks_the_rules_makes_no_bundle(tmp_path: Path) -> None:
     ],
 )
 def test_golden_frames_that_do_not_fit_make_no_bundle(tmp_path: Path, given: Any, pixel: str, said: str) -> None:
-    from appliance.wiring_models import write_bundle
+    from appliance.wiring.models import write_bundle
     from tests.model.tiny import meta
 
     with pytest.raises(BundleError, match=said):

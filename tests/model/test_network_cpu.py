@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from onnx import load_from_string
 
-from appliance import wiring_models
 from appliance.devices.memory_plain import PlainMemory
 from appliance.devices.network_cpu import Engine
 from appliance.model.bundle import Bundle, BundleError, load_bundle
@@ -19,7 +18,8 @@ from appliance.model.golden import frame_of
 from appliance.model.preprocess import prepare
 from appliance.model.preprocess_cv2 import CvSteps
 from appliance.ports import EngineError, Findings, Frame, FrameMemory, Network
-from appliance.wiring_models import cpu_engine, cpu_network, network_on
+from appliance.wiring import models
+from appliance.wiring.models import cpu_engine, cpu_network, network_on
 from tests.model.tiny import SIDE, classifier, frames, tiny_bundle
 
 NEVER_NS = 2**62
@@ -133,8 +133,8 @@ def test_the_engine_runs_the_graph_rewritten(tmp_path: Path, monkeypatch: pytest
             given.append(load_from_string(onnx))
             super().__init__(onnx, what)
 
-    monkeypatch.setattr(wiring_models, "Engine", Told)
-    monkeypatch.setattr(wiring_models.engine_openvino, "installed", lambda: False)
+    monkeypatch.setattr(models, "Engine", Told)
+    monkeypatch.setattr(models.engine_openvino, "installed", lambda: False)
     network = cpu_network(load_bundle(SHIPPED))
     assert any(node.op_type == "Clip" for node in given[0].graph.node)
     assert network.why == "OpenVINO is not installed"
@@ -181,5 +181,5 @@ def test_memory_gives_writable_buffers_that_a_frame_is_read_from(bundle: Bundle)
 
 
 def test_onnxruntime_is_imported_with_the_first_engine_only() -> None:
-    code = "import sys, appliance.wiring_models; sys.exit('onnxruntime' in sys.modules or 'onnx' in sys.modules)"
+    code = "import sys, appliance.wiring.models; sys.exit('onnxruntime' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

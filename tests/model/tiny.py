@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from appliance.model.bundle import Bundle
-from appliance.wiring_models import write_bundle
+from appliance.wiring.models import write_bundle
 
 SIDE = 32
 CLASSES = ("good", "dark", "bright")

@@ -12,7 +12,7 @@ from appliance.model.bundle import BundleError, load_bundle
 from appliance.model.golden import GoldenError, replay_all
 from appliance.model.graph import float_model, lint, quantised
 from appliance.twin.parts import KINDS
-from appliance.wiring_models import cpu_network
+from appliance.wiring.models import cpu_network
 
 FOLDER = Path(__file__).resolve().parents[2] / "models/cap-28mm"
 

@@ -37,7 +37,7 @@ from appliance.model.licence import (
 from appliance.model.photograph import PhotographError, photographs_in, read_photograph
 from appliance.model.preprocess import prepare
 from appliance.ports import Counted, EngineError, Findings, Frame, MemoryRefused
-from appliance.wiring_engines import (
+from appliance.wiring.engines import (
     CHOICE_FILE,
     LICENCE_FILE,
     PRECISIONS,

@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from appliance import wiring
 from appliance.config import Station
 from appliance.config.addresses import LINE, parse
 from appliance.paths import Paths
 from appliance.ports import CameraLost, Clock
 from appliance.selftest import Bench
-from appliance.wiring_machine import machine_of, on_the_gpu, open_gpu_site
+from appliance.wiring import station as wiring
+from appliance.wiring.machine import machine_of, on_the_gpu, open_gpu_site
 
 
 def bench_of(station: Station | None, choice: str, data_dir: Path, clock: Clock, root: Path = Path("/")) -> Bench:
@@ -47,6 +47,6 @@ def _line_pair(data_dir: Path, clock: Clock, output: str, line: str) -> tuple[An
 
 
 def _licence(data_dir: Path, bundle: Path, out: TextIO) -> int:
-    from appliance.wiring_engine_verbs import engine_licence
+    from appliance.wiring.engine_verbs import engine_licence
 
     return engine_licence(bundle, data_dir, out, out, open_gpu_site)

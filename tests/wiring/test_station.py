@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from appliance import wiring
 from appliance.config import load
 from appliance.model import golden
 from appliance.model.golden import GoldenError
 from appliance.ports import EngineError, Frame
-from appliance.wiring_machine import GpuMachine
+from appliance.wiring import station as wiring
+from appliance.wiring.machine import GpuMachine
 from tests.kernels.host_library import host_library
 from tests.model.tiny import tiny_bundle
-from tests.test_engines import OLD, Box, stand_ins
+from tests.wiring.test_engines import OLD, Box, stand_ins
 
-SHIPPED = Path(__file__).resolve().parents[1] / "appliance/twin/station.yaml"
+SHIPPED = Path(__file__).resolve().parents[2] / "appliance/twin/station.yaml"
 
 
 def station(file: Path) -> Any:
@@ -44,7 +44,7 @@ def test_a_recipe_that_is_refused_gives_networks_memory_and_gpu_back(
     monkeypatch.setattr(golden, "replay_all", refused)
     with stand_ins(OLD, host_library()) as gpu:
         site = box.open(gpu)
-        monkeypatch.setattr("appliance.wiring_machine.machine_of", lambda *_: GpuMachine(box.data, site, box.build))
+        monkeypatch.setattr("appliance.wiring.machine.machine_of", lambda *_: GpuMachine(box.data, site, box.build))
         with pytest.raises(type(why)):
             wiring.load_recipe(station(tmp_path / "station.yaml"), box.data, lambda doing, share: None)
         assert replayed and gpu.live() == 0 and gpu.live_handles() == 0 and gpu.left_pushed() == []

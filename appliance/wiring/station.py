@@ -1,4 +1,4 @@
-"""From configuration to concrete objects: the only file (with wiring_models) that knows devices/ by name.
+"""From a station file to what its three processes are made of.
 
 Vendor libraries are imported where a configuration names them, so that rejectd pulls in none of inspectd's.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from appliance.inspect.stamps import StampProof
     from appliance.ports import Camera, Frame
     from appliance.report.daemon import ReportBuild
-    from appliance.wiring_machine import Machine, Progress
+    from appliance.wiring.machine import Machine, Progress
 
 _MS = 1_000_000
 _CONTACTS = ("clear", "air_ok", "bin_full", "gate_home", "running")
@@ -211,7 +211,7 @@ def load_recipe(station: Station, data_dir: Path | None, progress: Progress) -> 
     from appliance.inspect.daemon import Loaded
     from appliance.inspect.golden_watch import GoldenWatch
     from appliance.inspect.inspector import RecipePlan
-    from appliance.wiring_machine import machine_of
+    from appliance.wiring.machine import machine_of
 
     looks, watches = [], []
     with ExitStack() as made:
@@ -269,7 +269,7 @@ def look_of(
 def bundle_remarks(station: Station) -> list[str]:
     """What a person should know of the bundles that a station names: what refuses them, and their limits."""
     from appliance.model.bundle import BundleError, load_bundle
-    from appliance.wiring_jetson_inference import remarks
+    from appliance.wiring.jetson_inference import remarks
 
     found = []
     for name in sorted({look.bundle for recipe in station.recipes.values() for look in recipe.inspect}):

@@ -13,9 +13,9 @@ from appliance.ports import EngineError, FrameMemory
 
 if TYPE_CHECKING:
     from appliance.devices.cuda import GpuFacts
-    from appliance.wiring_engines import Builder, Site
+    from appliance.wiring.engines import Builder, Site
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 # Beside their source on a box, where the package's build puts them; in the tree where ./build.sh kernels leaves them.
 KERNEL_FOLDERS = (_PACKAGE / "kernels" / "images", _PACKAGE.parent / "build" / "kernels")
 Progress = Callable[[str, float], None]
@@ -46,7 +46,7 @@ class CpuMachine:
 
     def network(self, bundle: Bundle, white_balance: Gains = NO_GAINS, progress: Progress | None = None) -> Any:
         """onnxruntime, or OpenVINO where it is faster and installed."""
-        from appliance.wiring_models import cpu_network
+        from appliance.wiring.models import cpu_network
 
         if bundle.runtime != "onnx":
             raise EngineError(f"{bundle.folder}: runtime: {bundle.runtime} needs a Jetson; write engine: cuda there")
@@ -68,10 +68,10 @@ class GpuMachine:
 
     def network(self, bundle: Bundle, white_balance: Gains, progress: Progress) -> Any:
         """The engine that may run (licensed INT8, else float16), built first where it is missing; measured again."""
-        from appliance.wiring_engines import ensure_engine, start_network
+        from appliance.wiring.engines import ensure_engine, start_network
 
         if bundle.runtime == "jetson-inference":
-            from appliance.wiring_jetson_inference import jetson_inference_network
+            from appliance.wiring.jetson_inference import jetson_inference_network
 
             return jetson_inference_network(bundle, white_balance)
         ready = ensure_engine(bundle, self._site.here, self._data_dir, progress, self._build)
@@ -87,7 +87,7 @@ class GpuMachine:
 
 def open_gpu_site(folders: Sequence[Path] = KERNEL_FOLDERS) -> Site:
     """The GPU of this process, with the kernels for it. Raises EngineError in words."""
-    from appliance.wiring_engines import open_site
+    from appliance.wiring.engines import open_site
 
     return open_site(partial(kernels_for, folders))
 

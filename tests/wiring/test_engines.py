@@ -21,8 +21,6 @@ import cv2
 import numpy as np
 import pytest
 
-from appliance import wiring_engine_verbs as verbs
-from appliance import wiring_engines as engines
 from appliance.clock import now_ns
 from appliance.model import engine_cache
 from appliance.model.bundle import Bundle
@@ -30,8 +28,10 @@ from appliance.model.engine_cache import EngineCache, digest_of
 from appliance.model.golden import replay_all
 from appliance.model.licence import read_licence, write_licence
 from appliance.ports import EngineError
-from appliance.wiring_engines import BuildRequest, ReadyPlan, Site, ensure_engine, open_site, start_network, workspace_bytes
-from appliance.wiring_models import write_bundle
+from appliance.wiring import engine_verbs as verbs
+from appliance.wiring import engines as engines
+from appliance.wiring.engines import BuildRequest, ReadyPlan, Site, ensure_engine, open_site, start_network, workspace_bytes
+from appliance.wiring.models import write_bundle
 from tests.contracts.rigs import until
 from tests.fakes import fake_pycuda, fake_tensorrt
 from tests.fakes.fake_libcuda import Gpu
@@ -117,7 +117,7 @@ class Box:
 
             engines._build(request, report, self.gpu.library, self.gpu.library, self.root())
             return
-        script = "import sys; from tests.test_engines import child; sys.exit(child(sys.argv[1:]))"
+        script = "import sys; from tests.wiring.test_engines import child; sys.exit(child(sys.argv[1:]))"
         command = (sys.executable, "-c", script, self.version, self.trouble, str(self.root()))
         engines.build_in_child(request, progress, command)
 
@@ -403,7 +403,7 @@ def test_a_build_that_nobody_waits_for_any_more_ends(box: Box, bundle: Bundle) -
     """Its parent was killed: the pipe has no reader."""
     reading, writing = os.pipe()
     os.close(reading)
-    script = "import sys; from tests.test_engines import child; sys.exit(child(sys.argv[1:]))"
+    script = "import sys; from tests.wiring.test_engines import child; sys.exit(child(sys.argv[1:]))"
     line = [sys.executable, "-c", script, OLD, "", str(box.root()), "build", str(bundle.folder), "--precision", "float16",
             "--workspace", str(128 * MIB), "--data-dir", str(box.data)]  # fmt: skip
     done = subprocess.run(line, stdout=writing, timeout=60)
@@ -669,7 +669,7 @@ def test_another_thread_of_this_process_may_ensure_too(box: Box, bundle: Bundle)
 
 def test_a_build_ends_with_the_station_that_wanted_it() -> None:
     """Killed, the station cannot end it: the kernel does, or a build of minutes holds memory and the lock."""
-    child = "import time; from appliance.wiring_engines import _end_with_the_parent as end; end(); print(1, flush=True)"
+    child = "import time; from appliance.wiring.engines import _end_with_the_parent as end; end(); print(1, flush=True)"
     child += "; time.sleep(600)"
     parent = f"import subprocess, sys; one = subprocess.Popen([sys.executable, '-c', {child!r}])"
     parent += "; print(one.pid, flush=True); one.wait()"

@@ -1,6 +1,6 @@
 """From a bundle to a TensorRT plan that may run on this module: found, or built in a process of its own. Knows devices/.
 
-    python -m appliance.wiring_engines build BUNDLE --precision int8 --workspace 1073741824 --data-dir DIR
+    python -m appliance.wiring.engines build BUNDLE --precision int8 --workspace 1073741824 --data-dir DIR
 
 is that process: a build that fails inside TensorRT may take its process down, and its memory goes back to the machine with
 it. It says how far it is in JSON lines on stdout, and what it built lies in the engine cache when it ends with 0."""
@@ -72,7 +72,7 @@ _MOST_CHOICE_BYTES = 64 * 1024
 CHOICE_FILE, LICENCE_FILE = "bench.json", "licence-int8.json"
 # What makes a float graph out of the bundle's file: another firmware may make another, and that is another engine.
 _GRAPH_SOURCES = ("graph.py", "half_graph.py")
-_CHILD = (sys.executable, "-m", "appliance.wiring_engines")
+_CHILD = (sys.executable, "-m", "appliance.wiring.engines")
 
 
 class NotThisPrecision(EngineError):
@@ -315,7 +315,7 @@ def _holds_for(bundle: Bundle, here: ThisModule) -> dict[str, Any]:
 
 
 def _graph_digest() -> str:
-    folder = Path(__file__).parent / "model"
+    folder = Path(__file__).resolve().parents[1] / "model"
     try:
         sources = b"".join((folder / name).read_bytes() for name in _GRAPH_SOURCES)
     except OSError as why:
@@ -348,7 +348,7 @@ def build_in_child(
         "--workspace", str(request.workspace_bytes), "--data-dir", str(request.data_dir.absolute()),
     ]  # fmt: skip
     what = f"building the {request.precision} engine of {request.bundle_dir}"
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     with ExitStack() as stack:
         try:
             said = stack.enter_context(tempfile.TemporaryFile())
@@ -430,7 +430,7 @@ def main(
     load_quick: Callable[[str], Any] = ctypes.PyDLL, root: Path = Path("/"),
 ) -> int:  # fmt: skip
     """The building process. ``load``, ``load_quick``: as devices.cuda has them; ``root``: as box.jetson has it."""
-    parser = argparse.ArgumentParser(prog="python -m appliance.wiring_engines")
+    parser = argparse.ArgumentParser(prog="python -m appliance.wiring.engines")
     build = parser.add_subparsers(required=True).add_parser("build")
     build.add_argument("bundle", type=Path)
     build.add_argument("--precision", choices=PRECISIONS, required=True)
