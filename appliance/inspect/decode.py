@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import exp
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,11 @@ def activate(raw: F32, activation: str) -> F32:
     if not np.isfinite(raw).all():
         return np.full_like(raw, np.nan, np.float32)
     if activation == "softmax":
-        powers = np.exp(raw - raw.max())
-        return np.asarray(powers / powers.sum(), np.float32)
+        values: list[float] = raw.tolist()  # a handful: Python's own numbers are quicker than an array's
+        top = max(values)
+        powers = [exp(value - top) for value in values]  # what is no number spreads to all of them through the sum
+        whole = sum(powers)
+        return np.array([power / whole for power in powers], np.float32)
     if activation == "sigmoid":
         with np.errstate(over="ignore"):  # exp of a large logit is inf, and 1 / inf is the 0 that is meant
             return np.asarray(1 / (1 + np.exp(-raw)), np.float32)

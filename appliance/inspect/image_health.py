@@ -27,7 +27,7 @@ class ImageHealth:
 
     def __init__(self, limits: HealthLimits) -> None:
         self._limits = limits
-        self._last: tuple[float, int, bytes] | None = None
+        self._last: tuple[bytes, float, int, bytes] | None = None
         self._unsettled: Findings | None = None
         self.figures: dict[str, float] = {}
 
@@ -62,16 +62,17 @@ class ImageHealth:
             return
         self._unsettled = None
         told = findings.statistics
-        self._last = (told.laplacian_variance, told.total, told.histogram.tobytes())
+        self._last = (told.probe, told.laplacian_variance, told.total, told.histogram.tobytes())
         self.figures = {
             "brightness": _brightness(findings), "sharpness": told.laplacian_variance, "saturated": _saturated(findings),
         }  # fmt: skip
 
     def _frozen(self, findings: Findings) -> bool:
-        """The cheapest first: a live picture differs in sharpness already."""
-        if self._last is None or findings.statistics.laplacian_variance != self._last[0]:
+        """The cheapest first: a live picture differs in its probe already."""
+        told, last = findings.statistics, self._last
+        if last is None or told.probe != last[0] or told.laplacian_variance != last[1]:
             return False
-        return (findings.statistics.total, findings.statistics.histogram.tobytes()) == self._last[1:]
+        return (told.total, told.histogram.tobytes()) == last[2:]
 
 
 def _brightness(findings: Findings) -> float:

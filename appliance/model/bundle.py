@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -130,7 +131,7 @@ class Bundle(_Part):
         """Class names, one a line, where the bundle has them in a file."""
         return self._folder / LABELS_FILE if LABELS_FILE in self.files else None
 
-    @property
+    @cached_property
     def defects(self) -> tuple[int, ...]:
         """Numbers of the classes that can fail a part."""
         return tuple(index for index, name in enumerate(self.classes) if name not in self.good)

@@ -56,6 +56,10 @@ class Prepared:
     def laplacian_variance(self) -> float:
         return self.sharpness()
 
+    @property
+    def probe(self) -> bytes:
+        return self.tensor[:, self.tensor.shape[1] // 2].tobytes()
+
 
 class When(Protocol):
     """When work is done that the tensor does not wait for. What it gives back gives the result, as often as one likes."""

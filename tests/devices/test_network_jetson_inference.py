@@ -31,6 +31,7 @@ class Statistics:
     histogram: np.ndarray
     total: int
     laplacian_variance: float
+    probe: bytes = b""
 
 
 def measure(memory: np.ndarray, size: tuple[int, int], pitch: int, pixel: str, roi: Any, /) -> Statistics:
