@@ -230,9 +230,10 @@ def test_health_tells_copies_stamps_and_engines(house: House) -> None:
 
 def test_a_camera_that_hangs_at_the_end_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(tmp_path, {})
-    ended = threading.Event()
-    monkeypatch.setattr(house.camera, "next_frame", lambda timeout_s: ended.wait(30) and None)
+    inside, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(house.camera, "next_frame", lambda timeout_s: (inside.set(), ended.wait(30))[0])
     house.daemon.load()
+    assert inside.wait(10)
     house.daemon.close()
     assert house.closed == 0 and house.daemon.failed, "nothing is freed under a camera that may still write"
     ended.set()
@@ -351,17 +352,18 @@ def test_a_frame_placed_nowhere_where_each_is_a_part_is_a_part_nobody_announced(
 
 
 def test_three_cameras_that_hang_do_not_make_the_end_longer_than_two_seconds(tmp_path: Path) -> None:
-    ended = threading.Event()
+    ended, inside = threading.Event(), threading.Semaphore(0)
     cameras = {}
     for name in ("top", "side", "below"):
         cameras[name] = Camera()
         cameras[name].name = name  # type: ignore[misc]
-        cameras[name].next_frame = lambda timeout_s: ended.wait(30) and None  # type: ignore[method-assign]
+        cameras[name].next_frame = lambda timeout_s: (inside.release(), ended.wait(30))[0]  # type: ignore[method-assign]
     house = House(tmp_path, {}, cameras=cameras, stamps={name: StampProof(10 * MS, False, 0) for name in cameras})
     house.daemon.load()
+    assert all(inside.acquire(timeout=10) for _ in cameras)
     began_ns = CLOCK.now_ns()
     house.daemon.close()
-    assert CLOCK.now_ns() - began_ns < 1800 * MS and house.daemon.failed
+    assert CLOCK.now_ns() - began_ns < 2000 * MS and house.daemon.failed
     ended.set()
 
 
