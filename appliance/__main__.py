@@ -195,6 +195,9 @@ def _schema(_options: argparse.Namespace) -> int:
 
 def _rehearse(options: argparse.Namespace) -> int:
     from appliance.config import ConfigError
+    from appliance.model.bundle import BundleError
+    from appliance.model.golden import GoldenError
+    from appliance.ports import EngineError
     from appliance.twin import fast, rehearse, trouble
 
     try:
@@ -207,7 +210,7 @@ def _rehearse(options: argparse.Namespace) -> int:
             operator_s=float(options.operator.rstrip("s")), keep=options.keep, verbose=options.verbose,
         )  # fmt: skip
         result = (fast.rehearse_fast if options.fast else rehearse.rehearse)(given, sys.stdout)
-    except (ConfigError, ValueError, OSError, rehearse.RehearsalFailed) as why:
+    except (ConfigError, BundleError, GoldenError, EngineError, ValueError, OSError, rehearse.RehearsalFailed) as why:
         sys.stderr.write(f"{why}\n")
         return 1 if isinstance(why, rehearse.RehearsalFailed) else 2
     result.print_table(sys.stdout)

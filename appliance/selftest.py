@@ -26,7 +26,7 @@ from appliance.config import Station
 from appliance.inspect.stamps import StampProof
 from appliance.model.bundle import Bundle, BundleError, load_bundle
 from appliance.model.golden import GoldenError, frame_of, load_golden, replay_all
-from appliance.ports import Camera, CameraLost, Clock, EngineError, FrameMemory, InputLost, MemoryRefused, OutputLost
+from appliance.ports import Camera, CameraLost, Clock, EngineError, Frame, FrameMemory, InputLost, MemoryRefused, OutputLost
 
 State = Literal["ok", "failed", "skipped"]
 LOOPS, FRAMES, RUNS = 100, 200, 300
@@ -69,7 +69,6 @@ class Bench:
 
     clock: Clock
     root: Path
-    data_dir: Path
     machine: Callable[[], Any]
     camera: Callable[[str, float | None], Camera]
     """By its name in the station file, with another ``exposure_us`` if one is given."""
@@ -372,19 +371,19 @@ def _model(step: Step, bundle: Bundle, judge: Any) -> None:
         for text in judge.told:
             step.say(text)
         step.say(f"runs as {network.identity['precision']} on {network.identity['engine']}")
+        first = load_golden(bundle)
+        frame = frame_of(first.frames[0], first.pixel)
+        # A network's first frame of a kind is launched kernel by kernel; what comes after it goes by the graph.
+        plain = network.wait(network.submit(frame, None), 2**62).scores.copy()
         golden = replay_all(network, bundle)
         step.say(f"{len(golden)} golden vectors reproduced")
-        _as_a_camera_gives_it(step, network, bundle, judge.memory)
+        _as_a_camera_gives_it(step, network, frame, plain, judge.memory)
     finally:
         network.close()
 
 
-def _as_a_camera_gives_it(step: Step, network: Any, bundle: Bundle, memory: FrameMemory) -> None:
-    """A golden frame in a camera's buffer, read where it lies as a part's is, against the same as a golden vector."""
-    golden = load_golden(bundle)
-    plain = frame_of(golden.frames[0], golden.pixel)
-    wanted = network.wait(network.submit(plain, None), 2**62)
-    scores = wanted.scores.copy()
+def _as_a_camera_gives_it(step: Step, network: Any, plain: Frame, scores: Any, memory: FrameMemory) -> None:
+    """A golden frame in a camera's buffer, read where it lies as a part's is, against ``scores``: of its first launch."""
     (buffer,) = memory.allocate(plain.memory.nbytes, 1)
     np.frombuffer(buffer.memory, np.uint8)[: plain.memory.nbytes] = np.frombuffer(plain.memory, np.uint8)
     copies, taken_ms = network.frame_copies, []
@@ -398,11 +397,11 @@ def _as_a_camera_gives_it(step: Step, network: Any, bundle: Bundle, memory: Fram
         taken_ms.append((now_ns() - begun_ns) / 1e6)
         if not np.array_equal(found.scores, scores):
             apart = float(np.abs(found.scores - scores).max())
-            step.fail(f"frame {number + 1} in a camera's buffer scores {apart:.3g} apart from the same frame as a golden vector")
+            step.fail(f"frame {number + 1} in a camera's buffer scores {apart:.3g} apart from the same frame's first launch")
             return
     copied = network.frame_copies - copies
     step.figures |= {"frame_to_findings_ms": _spread(taken_ms), "frame_copies": copied}
-    step.say(f"frame to findings: {_spread(taken_ms)} ms over {RUNS} frames, as of a golden vector, {copied} copied")
+    step.say(f"frame to findings: {_spread(taken_ms)} ms over {RUNS} frames, as of its first launch, {copied} copied")
     if copied:
         step.fail(f"{copied} of {RUNS} frames were copied before the engine could read them")
 

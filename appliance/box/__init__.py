@@ -1,1 +1,1 @@
-"""The box itself: what machine it is, its sensors, what is plugged into it, how it is updated."""
+"""The box itself: what machine it is, how warm it runs, what throttles it."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.config.addresses import Address
-from appliance.config.schema import Station
+from appliance.config.schema import Camera, Station
 
 MOST_PULSES_PER_S = 2000
+_GAIN = Camera.model_fields["gain"].default  # as where nobody wrote one
 Found = tuple[tuple[Any, ...], str, str]
 
 
@@ -107,9 +108,11 @@ def _gate(station: Station) -> list[Found]:
 def _cameras(station: Station) -> list[Found]:
     found: list[Found] = []
     for name, camera in station.cameras.items():
-        if camera.source.scheme in ("csi", "rtsp") and (camera.exposure_us != "auto" or camera.trigger != "free-run"):
+        if camera.source.scheme in ("csi", "rtsp") and (
+            camera.exposure_us != "auto" or camera.gain != _GAIN or camera.trigger != "free-run"
+        ):
             text = f"{camera.source.scheme}:// holds neither exposure_us, gain nor trigger: hardware"
-            instead = "write exposure_us: auto and trigger: free-run, or the v4l2:// node of the same sensor"
+            instead = "write exposure_us: auto, no gain and trigger: free-run, or the v4l2:// node of the same sensor"
             found.append((("cameras", name, "source"), text, instead))
         if camera.source.scheme in ("csi", "rtsp") and camera.pixel not in ("auto", "rgb8"):
             text = f"{camera.source.scheme}:// is converted to rgb8 by its library"

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -57,29 +58,39 @@ class Bank:
     model_rehearsed: bool = True
 
 
-def bank_of(station: Station, data_dir: Path | None, hard: bool, good: Path | None, bad: Path | None, out: TextIO) -> Bank:
-    """The bank of the active recipe's first look. Raises BundleError, GoldenError, ValueError."""
-    machine = machine_of(station.engine, data_dir)
-    look, _ = look_of(station, 0, data_dir, machine, lambda what, share: None)
-    identity = dict(look.network.identity)
-    if good is None and look.bundle.taught_on != "twin":
-        return _by_truth(hard, identity)
-    path = _cache(look, station, hard, good, bad)
-    if path.is_file():
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        out.write(f"bank of {len(rows)} judged images: from its cache\n")
-    else:
-        begun = now_ns()
-        rows = [asdict(_answer(look, item, station)) for item in _items(hard, good, bad)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(json.dumps(rows), encoding="utf-8")
-        os.replace(partial, path)
-        out.write(f"bank of {len(rows)} judged images: made in {(now_ns() - begun) / 1e9:.1f} s\n")
+def bank_of(station: Station, hard: bool, good: Path | None, bad: Path | None, out: TextIO) -> Bank:
+    """The bank of the active recipe's first look. Raises BundleError, GoldenError, EngineError, ValueError."""
+    with ExitStack() as made:  # PyCUDA aborts the process where a context is left open
+        machine = machine_of(station.engine, _kept() / "data")
+        made.callback(machine.close)
+        look, _ = look_of(station, 0, None, machine, lambda what, share: None)
+        made.callback(look.network.close)
+        identity = dict(look.network.identity)
+        if good is None and look.bundle.taught_on != "twin":
+            return _by_truth(hard, identity)
+        rows = _rows(look, station, hard, good, bad, out)
     answers = [Answer(**row) for row in rows]
     fine = tuple(one for one in answers if one.kind is None)
     wrong = tuple(one for one in answers if one.kind is not None)
     return Bank(fine, wrong, identity, tuple(answers) if good else ())
+
+
+def _rows(
+    look: Look, station: Station, hard: bool, good: Path | None, bad: Path | None, out: TextIO
+) -> list[dict[str, Any]]:  # fmt: skip
+    path = _cache(look, station, hard, good, bad)
+    if path.is_file():
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        out.write(f"bank of {len(rows)} judged images: from its cache\n")
+        return rows
+    begun = now_ns()
+    rows = [asdict(_answer(look, item, station)) for item in _items(hard, good, bad)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(json.dumps(rows), encoding="utf-8")
+    os.replace(partial, path)
+    out.write(f"bank of {len(rows)} judged images: made in {(now_ns() - begun) / 1e9:.1f} s\n")
+    return rows
 
 
 def _items(hard: bool, good: Path | None, bad: Path | None) -> Iterator[Item]:
@@ -122,7 +133,12 @@ def _cache(look: Look, station: Station, hard: bool, good: Path | None, bad: Pat
         if folder:
             what += [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in images(folder)]
     digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:24]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "appliance" / f"bank-{digest}.json"
+    return _kept() / f"bank-{digest}.json"
+
+
+def _kept() -> Path:
+    """Banks, and on a Jetson the engines that judged them: made once, not for each rehearsal."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "appliance"
 
 
 def _by_truth(hard: bool, identity: dict[str, str]) -> Bank:

@@ -256,7 +256,7 @@ def rehearse_fast(options: Options, out: TextIO) -> Result:
             photographs=options.good is not None, scenario=scenario,
         )  # fmt: skip
         station = load(file)
-        bank = bank_of(station, None, options.hard, options.good, options.bad, out)
+        bank = bank_of(station, options.hard, options.good, options.bad, out)
         begun = now_ns()
         shift = _Shift(options, station, bank, pitch_mm, speed_mm_s, folder)
         gc.collect()

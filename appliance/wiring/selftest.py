@@ -18,7 +18,7 @@ from appliance.wiring.machine import machine_of, on_the_gpu, open_gpu_site
 def bench_of(station: Station | None, choice: str, data_dir: Path, clock: Clock, root: Path = Path("/")) -> Bench:
     """``choice``: auto, cuda or cpu; ``root``: whose /etc, /proc and /sys are read."""
     return Bench(
-        clock=clock, root=root, data_dir=data_dir, machine=partial(machine_of, choice, data_dir, root),
+        clock=clock, root=root, machine=partial(machine_of, choice, data_dir, root),
         camera=partial(_camera, station, data_dir, clock), line_pair=partial(_line_pair, data_dir, clock),
         licence=partial(_licence, data_dir) if on_the_gpu(choice, root) else None,
     )  # fmt: skip

@@ -106,6 +106,10 @@ def test_no_damage_raises_anything_but_a_config_error(at: int, new: bytes, cut: 
         ("  ready: twin://ready", "  ready: twin://gate", "used by"),
         ("source: twin://top", "source: csi://0?flip=clockwise", "write one of none"),
         ("source: twin://top", "source: csi://0", "holds neither exposure_us"),
+        (
+            "    source: twin://top\n", "    source: csi://0\n    exposure_us: auto\n    trigger: free-run\n    gain: 3.0\n",
+            "nor trigger: hardware",
+        ),
         ("source: twin://top", "source: rtsp://cell:pass@10.0.0.7/a?b=c", "converted to rgb8 by its library"),
         ("twin://top\n    size: [640, 480]\n    pixel: mono8\n    fps: 60", "csi://0\n    fps: 29.97", "whole frames a second"),
         ("    fps: 60\n", "    fps: 60\n    trigger: free-run\n    match_ms: 9\n", "each part is ambiguous"),
