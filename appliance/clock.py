@@ -35,6 +35,11 @@ def now_ns() -> int:
     return time.monotonic_ns()
 
 
+def boottime_ns() -> int:
+    """CLOCK_BOOTTIME: nanoseconds since this boot, sleep included. What trials end by."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 class SystemClock:
     """CLOCK_MONOTONIC, with wall time read beside it."""
 

@@ -1,0 +1,35 @@
+"""Events for the ledger from processes that come and go: stick, update, settling. reportd appends each exactly once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from appliance.box.durable import write_json
+from appliance.clock import SystemClock
+from appliance.identity import new_ulid
+from appliance.ports import Clock
+
+
+def spool_folder(data_dir: Path) -> Path:
+    """Where they wait for reportd."""
+    return data_dir / "spool"
+
+
+def spool_event(data_dir: Path, kind: str, data: dict[str, Any], clock: Clock | None = None) -> str:
+    """Leave an event for the ledger, on disk when this returns; returns its id. ``data``: plain JSON; ``text`` in it is what
+    the operator reads. ``clock``: the machine's unless told. Raises OSError."""
+    clock = clock or SystemClock()
+    now_ns = clock.now_ns()
+    wall_us = clock.wall_us(now_ns)
+    name = new_ulid(wall_us, secrets.token_bytes(10))
+    folder = spool_folder(data_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The number keeps their order: a wall clock may be set back between two of them. What reportd took leaves no gap behind.
+    taken = [int(one[:6]) for one in os.listdir(folder) if one[:6].isdigit()]
+    number = max(taken, default=0) + 1
+    body = {"id": name, "kind": kind, "data": data, "wall_us": wall_us, "clock": clock.quality()}
+    write_json(folder / f"{number:06d}-{name}.json", body)
+    return name
