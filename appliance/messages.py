@@ -104,7 +104,8 @@ class Heard(Message, frozen=True):
 class InspectState(Message, frozen=True):
     """What inspectd can do now; sent to rejectd and reportd at connect and at each change.
 
-    Only ``ready`` lets rejectd run. ``model``: name, digest, precision, engine, as in the ledger record."""
+    Only ``ready`` lets rejectd run. ``model``: name, digest, precision, engine, as in the ledger record.
+    ``configuration``: digest of what it was started with; ``version``: of the program's slot."""
 
     state: Literal["starting", "building", "ready", "fault"]
     reason: str
@@ -113,6 +114,8 @@ class InspectState(Message, frozen=True):
     recipe_number: int
     recipe_digest: str
     models: dict[str, dict[str, str]]
+    configuration: str = ""
+    version: str = ""
 
 
 # --- inspectd -> reportd ------------------------------------------------------------------------------
@@ -223,7 +226,8 @@ class Alarm(Message, frozen=True):
 
 class Status(Message, frozen=True):
     """How the station stands, every 200 ms and at each change. ``in_flight`` = parts numbered and not yet
-    handed to reportd as PartClosed; ``alive_ns`` = when rejectd's loop last ran."""
+    handed to reportd as PartClosed; ``alive_ns`` = when rejectd's loop last ran; ``configuration``, ``version`` as in
+    InspectState."""
 
     state: StateName
     reason: str
@@ -237,6 +241,8 @@ class Status(Message, frozen=True):
     alarms: tuple[Alarm, ...]
     counts: dict[str, int]
     line_stop: bool
+    configuration: str = ""
+    version: str = ""
 
 
 # --- reportd -> rejectd, inspectd -------------------------------------------------------------------------

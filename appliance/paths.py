@@ -53,3 +53,26 @@ class Paths:
     @property
     def cache_dir(self) -> Path:
         return self.data / "cache"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Events for the ledger, of processes that come and go."""
+        return self.data / "spool"
+
+    @property
+    def state_file(self) -> Path:
+        """How the three processes stand, written by reportd."""
+        return self.run / "state.json"
+
+    @property
+    def stick_file(self) -> Path:
+        """What reportd last told of a stick: lamp and alarms stand over its own restart, not over the box's."""
+        return self.run / "stick.json"
+
+    def again_file(self, role: str) -> Path:
+        """Where it lies, that process stops in order and is started again: it removes it before it reads its configuration."""
+        return self.run / f"again-{role}"
+
+    def same_file(self, role: str) -> Path:
+        """Holds the digest of a configuration that changes nothing for that process: it goes on, and goes by that name."""
+        return self.run / f"same-{role}"
