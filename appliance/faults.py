@@ -60,6 +60,15 @@ FAULTS: dict[str, Fault] = {
     "air_ok": Fault(36, "hold", "the gate has no compressed air", "air supply and pressure switch"),
     "bin_full": Fault(37, "hold", "the reject bin is full", "empty the bin, then clear"),
     "gate_home": Fault(38, "hold", "the gate is not back at home", "the gate: stuck, or its sensor"),
+    "safe_mode": Fault(
+        50, "fault", "no configuration can be used: every part is rejected", "the reason; plug in a stick with a good one"
+    ),
+    "configuration_fallback": Fault(
+        51, "warn", "the chosen configuration cannot be used: the last good one runs", "the reason; apply it anew by a stick"
+    ),
+    "stick_refused": Fault(52, "warn", "the stick's configuration was not applied", "RESULT.txt on the stick"),
+    "stick_unreadable": Fault(53, "warn", "the stick cannot be read", "another stick, freshly formatted (FAT32 or exFAT)"),
+    "stick_lamp_lost": Fault(54, "warn", "the lamp that tells of the stick cannot be moved", "outputs.stick and its wiring"),
     # --- reporting -----------------------------------------------------------------------------------------
     "ledger_disk_full": Fault(40, "warn", "the ledger cannot be written: records wait in memory", "free disk space"),
     "broker_away": Fault(41, "warn", "the MQTT broker does not answer: records wait on disk", "network, broker, password"),

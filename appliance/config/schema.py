@@ -128,6 +128,9 @@ class Outputs(Section):
     fault: Optional[LineAddress] = None
     line_stop: Optional[LineAddress] = None
     heartbeat: Optional[LineAddress] = None
+    stick: Optional[LineAddress] = Field(
+        None, description="lamp: on = a stick is read, slow = applied, fast = refused or unreadable; pull it then"
+    )
 
 
 class Inputs(Section):
@@ -290,6 +293,9 @@ class Station(Section):
         "auto", description="what judges: cuda = TensorRT on the GPU, cpu = this computer; auto = cuda on a Jetson, else cpu"
     )
     signature: Literal["off", "warn", "require"] = "warn"
+    strict_start: bool = Field(
+        False, description="true: end with exit 2 where this file cannot be used, instead of falling back or safe mode"
+    )
 
     _file: str = PrivateAttr("")
     _digest: str = PrivateAttr("")

@@ -18,7 +18,7 @@ _COUNTS_IN_NONE = frozenset({"purge", "neighbour", "held", "fault"})
 ALWAYS_LATCHED = frozenset(
     {
         "output_lost", "longest_on", "reject_failed", "books_full", "purge_line_stop", "on_late_stop", "encoder_lost",
-        "air_ok", "bin_full", "gate_home",
+        "air_ok", "bin_full", "gate_home", "safe_mode",
     }  # fmt: skip
 )
 

@@ -36,7 +36,8 @@ _STOP_NS = 1_500 * MS  # how long a stopping rejectd stays for the last records 
 
 @dataclass(frozen=True)
 class RejectBuild:
-    """What wiring hands over. ``outputs`` by role: gate, and where there are: divert, ready, fault, line_stop, heartbeat.
+    """What wiring hands over. ``outputs`` by role: gate, and where there are: divert, ready, fault, line_stop, heartbeat,
+    stick. ``configuration``, ``version``, ``safe`` as Rejector has them.
 
     ``inputs``: how each is opened, by role: trigger (absent where each frame is a part), encoder, encoder_b, running,
     confirm, gate_eye, clear, air_ok, bin_full, gate_home."""
@@ -46,6 +47,9 @@ class RejectBuild:
     outputs: dict[str, Output]
     inputs: dict[str, Callable[[], Input]]
     core: int | None = None
+    configuration: str = ""
+    version: str = ""
+    safe: str = ""
 
 
 class Rejectd:
@@ -68,7 +72,9 @@ class Rejectd:
         self._retry_ns = 0
         self.stopping = False
         self._books = open_books(paths.parts_file)
-        self._rejector = Rejector(build.plan, build.belt, self._books, clock)
+        self._rejector = Rejector(
+            build.plan, build.belt, self._books, clock, build.configuration, build.version, build.safe
+        )  # fmt: skip
 
     def start(self) -> None:
         """Take over the books; the outputs go to their start levels with the first effects."""
@@ -303,6 +309,7 @@ class Rejectd:
         if now_ns < self._retry_ns:
             return
         self._retry_ns = now_ns + RETRY_NS
+        self._hear_of_configurations()
         self._open_inputs(now_ns)
         for name, since_ns in self._energised_ns.items():
             longest_ms = self._outputs[name].longest_on_ms
@@ -313,6 +320,15 @@ class Rejectd:
             self._check_output(name, output, now_ns)
         if self._lost:
             self._retry_outputs(now_ns)
+
+    def _hear_of_configurations(self) -> None:
+        """Another one was chosen: begin anew with it, or where it changes nothing here go by its name. Files in memory."""
+        if self._paths.again_file("reject").exists():
+            self.stopping = True
+        same = self._paths.same_file("reject")
+        if same.exists():
+            self._rejector.configuration = same.read_text(encoding="ascii")
+            same.unlink()
 
     def _check_output(self, name: str, output: Output, now_ns: int) -> None:
         try:

@@ -33,6 +33,7 @@ from appliance.reject.eye import Eye, Seen
 from appliance.reject.gate import HoldReason
 from appliance.reject.guard import Guard
 from appliance.reject.journal import Journal
+from appliance.reject.lamp import LAMP, known, lit
 from appliance.reject.part import OpenPart
 from appliance.reject.pipeline import Pipeline
 from appliance.reject.plan import MS, Plan
@@ -47,7 +48,7 @@ _DOUBT_NS = 3000 * MS  # longer than any coupler's watchdog should be
 
 @dataclass
 class Move:
-    """Set an output (gate, divert, ready, fault, line_stop, heartbeat). ``due_ns``: when it should have been."""
+    """Set an output (gate, divert, ready, fault, line_stop, heartbeat, stick). ``due_ns``: when it should have been."""
 
     output: str
     energised: bool
@@ -65,10 +66,17 @@ class Effects:
 
 
 class Rejector:
-    """Owns trigger, belt, gates' holds, alarms and state; the parts are its pipeline's."""
+    """Owns trigger, belt, gates' holds, alarms and state; the parts are its pipeline's.
 
-    def __init__(self, plan: Plan, belt: Belt, books: Books, clock: Clock) -> None:
+    ``configuration``: digest of that which ``plan`` is of; ``version``: of the program; ``safe``: why there is none that can
+    be used, "" = there is one. Then nothing ever lets a gate go."""
+
+    def __init__(
+        self, plan: Plan, belt: Belt, books: Books, clock: Clock, configuration: str = "", version: str = "", safe: str = ""
+    ) -> None:
         self.plan = plan
+        self.configuration = configuration
+        self._version, self._safe = version, safe
         self.counts: dict[str, int] = {}
         self.alarms = Alarms(plan.alarms)
         self._belt = belt
@@ -104,6 +112,7 @@ class Rejector:
         self._ticks = 0
         self._levels: dict[str, bool] = {}
         self._alarm_wall_us: dict[str, int] = {}
+        self._lamp: str | None = None
 
     @property
     def journal(self) -> dict[int, PartClosed | Event]:
@@ -141,6 +150,8 @@ class Rejector:
             self._trigger_lost = "no frame yet"
         self._unknown_on_belt("start", now_ns)
         self._next_tick_ns = now_ns
+        if self._safe:
+            self.alarms.raise_("safe_mode", self._safe, now_ns)
         self._look(now_ns)
 
     def stop(self, now_ns: int) -> Effects:
@@ -306,7 +317,11 @@ class Rejector:
         self._journal.acknowledged(n)
 
     def on_command(self, command: Command, now_ns: int) -> Reply:
-        """A person's or PLC's wish; each is an event in the ledger."""
+        """A person's or PLC's wish; each is an event in the ledger. ``lamp`` is reportd's own and none."""
+        if command.verb == "lamp":
+            pattern = str(command.arguments.get("pattern"))
+            self._lamp = pattern if known(pattern) else self._lamp
+            return Reply(command.id, known(pattern), f"lamp {pattern}")
         ok, text = self._obey(command, now_ns)
         data = {"verb": command.verb, "source": command.source, "id": command.id, "ok": ok, "text": text}
         self._journal.event("command", data, now_ns)
@@ -333,6 +348,10 @@ class Rejector:
     def on_output_lost(self, name: str, why: str, now_ns: int) -> None:
         """An output cannot be moved any more. A remote one may have hung unnoticed for as long as its watchdog bears:
         rejects that were booked meanwhile are named as suspect."""
+        if name == LAMP:  # no part depends on it
+            self.alarms.raise_("stick_lamp_lost", why, now_ns)
+            self._tell_alarms()
+            return
         suspect = [part for due_ns, part in self._fired if now_ns - due_ns < _DOUBT_NS]
         if name in self._gates and suspect:
             data = {"why": f"output {name} was lost", "first": suspect[0], "last": suspect[-1], "count": len(suspect)}
@@ -344,6 +363,7 @@ class Rejector:
     def on_outputs_back(self, now_ns: int) -> None:
         """All outputs can be moved again; a person must still clear."""
         self.alarms.settle("output_lost")
+        self.alarms.over("stick_lamp_lost", now_ns)
         self._levels.clear()
         self._look(now_ns)
 
@@ -412,7 +432,7 @@ class Rejector:
         if isinstance(self._belt, EncoderBelt):
             if trigger_ns >= self._belt.newest_ns:
                 self._unplaced.append(part)
-        if self._inspect is not None:
+        if self._inspect is not None and not self._stranger:
             self._effects.to_inspect.append(self._parts.trigger_of(part))
 
     def _two_parts_touch(self) -> None:
@@ -461,7 +481,15 @@ class Rejector:
             del self._purge_until_mm[name]
         return bool(over)
 
+    @property
+    def _stranger(self) -> bool:
+        """inspectd judges by another configuration: a part keeps the one it was triggered under (law 8)."""
+        theirs = self._inspect.configuration if self._inspect else ""
+        return bool(theirs and self.configuration) and theirs != self.configuration
+
     def _judge_state(self) -> tuple[StateName, str]:
+        if self._safe:
+            return "fault", sentence("safe_mode", self._safe)
         if code := self.alarms.fault:
             return "fault", sentence(code)
         if codes := self.alarms.stops_line:
@@ -474,6 +502,8 @@ class Rejector:
             return "purging", "what lies between camera and gate is unknown and is rejected"
         if self._inspect is None:
             return "held", FAULTS["inspect_away"].says
+        if self._stranger:
+            return "held", "inspectd runs another configuration than rejectd; it begins anew with the right one"
         if self._inspect.state == "building":
             return "building", self._inspect.reason
         if self._inspect.state != "ready":
@@ -553,6 +583,8 @@ class Rejector:
         self._watch_proof(now_ns)
         self._watch_books(now_ns)
         self._guard.step(now_ns, self._home_since_ns)
+        if self._lamp is not None:
+            self._output(LAMP, lit(self._lamp, self._ticks), now_ns)
         self._look(now_ns)
         if self._ticks % STATUS_TICKS == 0:
             self._status(now_ns)
@@ -663,6 +695,8 @@ class Rejector:
                 alarms=self.alarms.as_messages(self._alarm_wall_us),
                 counts={**self.counts, "consecutive_fails": self.alarms.consecutive_fails},
                 line_stop=not self._may_run,
+                configuration=self.configuration,
+                version=self._version,
             )
         )
 
