@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TOPS = ("appliance", "calibration", "models", "tests")
 
-BASE = {"ports", "clock", "faults", "config", "link", "paths", "identity"}
+BASE = {"ports", "clock", "faults", "config", "link", "paths", "identity", "notify"}
 # room → the other rooms of ours it may know, beside itself
 MAY_KNOW: dict[str, set[str]] = {
     "messages": set(),

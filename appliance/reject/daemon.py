@@ -19,6 +19,7 @@ from appliance.clock import SPIN_NS, become_real_time, spin_until
 from appliance.identity import new_ulid
 from appliance.link import Listener, SocketLink
 from appliance.messages import Ack, Command, Edge, Event, FrameSeen, Hello, InspectState, Message, PartClosed, Verdict
+from appliance.notify import Notifier
 from appliance.paths import Paths
 from appliance.ports import Clock, Input, InputLost, LinkClosed, Output, OutputLost
 from appliance.reject.belt import Belt
@@ -55,13 +56,16 @@ class RejectBuild:
 class Rejectd:
     """One rejectd: sockets and pins around a Rejector."""
 
-    def __init__(self, build: RejectBuild, paths: Paths, clock: Clock) -> None:
+    def __init__(self, build: RejectBuild, paths: Paths, clock: Clock, notifier: Notifier | None = None) -> None:
+        """The outputs stand in reject before anything is read or opened. Raises BooksBroken, OSError."""
         self._build = build
         self._paths = paths
         self._clock = clock
+        self._notifier = notifier or Notifier({}, 0)
         self._outputs = build.outputs
         self._lost: dict[str, bool] = {}
         self._energised_ns: dict[str, int] = {}
+        self._outputs_first()
         self._inputs: dict[str, Input] = {}
         self._listener = Listener(paths.reject_socket)
         self._strangers: list[SocketLink] = []
@@ -77,7 +81,7 @@ class Rejectd:
         )  # fmt: skip
 
     def start(self) -> None:
-        """Take over the books; the outputs go to their start levels with the first effects."""
+        """Take over the books; then the service manager may know that the outputs stand in reject."""
         now_ns = self._clock.now_ns()
         new_run = new_ulid(self._clock.wall_us(now_ns), secrets.token_bytes(10))
         first_part = read_ceiling(self._paths) + 1
@@ -85,6 +89,7 @@ class Rejectd:
         self._open_inputs(now_ns)
         self._to_report.extend(self._rejector.journal.values())
         self._apply(self._rejector.step(self._clock.now_ns()), journal_known=True)
+        self._notifier.ready(self._rejector.state)
 
     def run(self) -> None:
         """Until ``stopping``: wait, read, step, act."""
@@ -97,9 +102,11 @@ class Rejectd:
 
     def close(self) -> None:
         """Gate to reject, open parts closed, the last records handed over if reportd listens."""
+        self._notifier.stopping()
         self._apply(self._rejector.stop(self._clock.now_ns()))
         end_ns = self._clock.now_ns() + _STOP_NS
         while self._report and self._rejector.journal and self._clock.now_ns() < end_ns:
+            self._notifier.alive(self._clock.now_ns())
             self._send()
             if self._report is None:
                 break
@@ -113,6 +120,14 @@ class Rejectd:
             if link:
                 link.close()
         self._listener.close()
+
+    def _outputs_first(self) -> None:
+        """Each output to its start level. The first effects move it there again, and tell of one that is still away."""
+        for name, output in self._outputs.items():
+            try:
+                output.set(output.start, self._clock.now_ns())
+            except OutputLost as why:
+                log.warning("output %s is not in its start level yet: %s", name, why)
 
     # --- waiting and reading --------------------------------------------------------------------------------
 
@@ -309,6 +324,8 @@ class Rejectd:
         if now_ns < self._retry_ns:
             return
         self._retry_ns = now_ns + RETRY_NS
+        self._notifier.alive(now_ns)
+        self._notifier.status(self._rejector.state)
         self._hear_of_configurations()
         self._open_inputs(now_ns)
         for name, since_ns in self._energised_ns.items():
@@ -361,9 +378,9 @@ def read_ceiling(paths: Paths) -> int:
         return 0
 
 
-def main(build: RejectBuild, paths: Paths, clock: Clock) -> int:
+def main(build: RejectBuild, paths: Paths, clock: Clock, notifier: Notifier | None = None) -> int:
     """Run rejectd until SIGTERM or SIGINT. Raises BooksBroken, OSError at start only."""
-    daemon = Rejectd(build, paths, clock)
+    daemon = Rejectd(build, paths, clock, notifier)
 
     def stop(_signal: int, _frame: object) -> None:
         daemon.stopping = True
