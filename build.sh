@@ -13,6 +13,8 @@ usage: ./build.sh VERB [arguments]
   test    the test suite; ends with what stayed dark and why (arguments go to pytest)
   check   ruff, mypy, import directions, belt and alarms against their oracles in 20,000 examples (some minutes)
   kernels the GPU kernels for every Jetson into build/kernels, by pinned compilers, without a GPU
+  deb     the Debian package with its parts list and the bundle for updates, into build/deb: --arch amd64|arm64,
+          --python 3.10 (JetPack 6.2) ... 3.13; the same tree gives the same bytes
   bench   what this machine does: bench reject (a gate's edge against its due time), bench cpu (frame to verdict beside
           the bare engine, OpenVINO and a script), bench gpu (on a CUDA machine)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
@@ -55,6 +57,14 @@ do_kernels() {
     cp "$lock" "$folder/ready"
   done
   exec "$venv/bin/python" -m calibration.kernels "$venv/nvrtc" -o build/kernels "$@"
+}
+
+# On arm64 the GPU's kernels belong to it.
+do_deb() {
+  set_up
+  cd "$here"
+  [[ "$* $(uname -m)" != *arm64* && "$* $(uname -m)" != *aarch64 ]] || "$here/build.sh" kernels > /dev/null
+  exec "$venv/bin/python" -m calibration.package "$@"
 }
 
 do_bench() {
@@ -144,7 +154,7 @@ install_lock() {
 
 verb=${1:-help}
 case $verb in
-  demo | test | check | kernels | bench) shift; "do_$verb" "$@" ;;
+  demo | test | check | kernels | deb | bench) shift; "do_$verb" "$@" ;;
   help | -h | --help) usage ;;
   *) usage >&2; refuse "no verb '$verb'" ;;
 esac

@@ -1,0 +1,167 @@
+"""Where everything lies on a box, and what the package says of itself."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from calibration.package import elf
+from calibration.package.deb import installed_kib, md5sums
+from calibration.package.source import Source
+from calibration.package.target import PackageError, Target
+from calibration.package.tree import PROGRAM, Entry
+
+NAME = "appliance"
+HOME = "usr/lib/appliance"
+DOCUMENTS = "usr/share/doc/appliance"
+SCRIPTS = Path(__file__).parent / "debian"
+EXAMPLE = "usr/share/appliance/station.yaml"
+# What of systemd/ goes where: by the folder it lies in, units by their kind.
+_UNIT_KINDS = (".service", ".target", ".socket", ".timer", ".path", ".slice", ".mount")
+_SYSTEMD_FOLDERS = {"journald.conf.d": "usr/lib/systemd", "system.conf.d": "usr/lib/systemd",
+                    "system-preset": "usr/lib/systemd", "sysusers.d": "usr/lib", "tmpfiles.d": "usr/lib",
+                    "modules-load.d": "usr/lib", "sysctl.d": "usr/lib"}  # fmt: skip
+# Which Debian package brings what the vendored libraries need and do not bring; the versions are of their names.
+_SYSTEM_LIBRARIES = {
+    **{name: "libc6" for name in ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1")},
+    "ld-linux-x86-64.so.2": "libc6",
+    "ld-linux-aarch64.so.1": "libc6",
+    "libstdc++.so.6": "libstdc++6",
+    "libgcc_s.so.1": "libgcc-s1",
+    "libz.so.1": "zlib1g",
+}
+_OLDEST_SYSTEMD = 249
+
+
+def program(source: Source, kernels: Path | None) -> Iterator[Entry]:
+    """The firmware itself, as the package and an application bundle hold it: appliance/, models/, VERSION, bin/.
+    ``kernels``: where ./build.sh kernels left its images."""
+    for name, file in source.below("appliance"):
+        yield Entry(f"appliance/{name}", file.read_bytes())
+    shipped = {name.split("/")[0] for name, _file in source.below("models") if name.count("/") == 1 and name.endswith("model.yaml")}
+    for name, file in source.below("models"):
+        if name.split("/")[0] in shipped:
+            yield Entry(f"models/{name}", file.read_bytes())
+    yield Entry("VERSION", f"{source.version}\n".encode())
+    yield Entry("bin/appliance", (source.root / "appliance/box/launch.py").read_bytes(), PROGRAM)
+    for file in sorted(kernels.iterdir()) if kernels else ():
+        yield Entry(f"appliance/kernels/images/{file.name}", file.read_bytes())
+
+
+def system_files(source: Source) -> Iterator[Entry]:
+    """Units, rules and what stands around them."""
+    yield Entry("usr/bin/appliance", link="../lib/appliance/bin/appliance")
+    for name, file in source.below("systemd"):
+        place = _systemd_place(PurePosixPath(name))
+        if place is not None:
+            yield Entry(place, file.read_bytes())
+    for name, file in source.below("udev"):
+        if name.endswith(".rules"):
+            yield Entry(f"usr/lib/udev/rules.d/{name}", file.read_bytes())
+
+
+def _systemd_place(path: PurePosixPath) -> str | None:
+    if path.suffix == ".md":
+        return None
+    top = path.parts[0]
+    if top in _SYSTEMD_FOLDERS and len(path.parts) == 2:
+        return f"{_SYSTEMD_FOLDERS[top]}/{path}"
+    if top.endswith(_UNIT_KINDS) or (top.endswith(".d") and top.removesuffix(".d").endswith(_UNIT_KINDS)):
+        return f"usr/lib/systemd/system/{path}"
+    raise PackageError(f"systemd/{path}: nobody knows where that goes; name it in calibration/package/content.py")
+
+
+def documents(source: Source, parts_list: bytes) -> Iterator[Entry]:
+    """What a person reads on the box."""
+    yield Entry(f"{DOCUMENTS}/copyright", _copyright(source))
+    yield Entry(f"{DOCUMENTS}/changelog.gz", gzip.compress(_changelog(source), 9, mtime=0))
+    yield Entry(f"{DOCUMENTS}/appliance.cdx.json", parts_list)
+    for name in ("SECURITY.md", "jetpack-requirements.txt"):
+        if name in source.files:
+            yield Entry(f"{DOCUMENTS}/{name}", (source.root / name).read_bytes())
+    yield Entry(EXAMPLE, (source.root / "appliance/twin/station.yaml").read_bytes())
+
+
+def _copyright(source: Source) -> bytes:
+    licence = (source.root / "LICENSE").read_text(encoding="utf-8")
+    return (
+        "The inspection appliance, under the licence below. The Python packages in /usr/lib/appliance/packages are their\n"
+        "authors' and stand under the licences that lie beside each in its .dist-info folder; appliance.cdx.json lists them.\n\n"
+        f"{licence}"
+    ).encode()
+
+
+def _changelog(source: Source) -> bytes:
+    when = f"{source.date:%a, %d %b %Y %H:%M:%S} +0000"
+    what = f"commit {source.commit}" if source.commit else "a tree without its history"
+    return f"{NAME} ({source.version}) unstable; urgency=medium\n\n  * Built of {what}.\n\n -- {maintainer()}  {when}\n".encode()
+
+
+def maintainer() -> str:
+    """Nobody's name: whoever sells the box puts theirs here."""
+    return "Vendor of this box <security@vendor.invalid>"
+
+
+def depends(target: Target, packages: Sequence[Entry], glibc: int) -> str:
+    """The field of that name: the target's Python, the libraries that the vendored ones need, systemd and udev.
+    ``glibc``: the newest 2.X that a vendored wheel was built for. Raises PackageError."""
+    minor = int(target.python.split(".")[1])
+    libraries = system_libraries(packages)
+    versions = {"libc6": f" (>= 2.{glibc})"}
+    named = [f"python3 (>= 3.{minor})", f"python3 (<< 3.{minor + 1})"]
+    named += [name + versions.get(name, "") for name in sorted(libraries | {"libc6"})]
+    return ", ".join([*named, f"systemd (>= {_OLDEST_SYSTEMD})", "udev"])
+
+
+def system_libraries(packages: Sequence[Entry]) -> set[str]:
+    """Debian packages whose libraries the vendored ones need. Raises PackageError for one that nobody brings."""
+    brought = {PurePosixPath(one.path).name for one in packages}
+    found: set[str] = set()
+    for one in packages:
+        if one.data[:4] != elf.MAGIC:
+            continue
+        for name in elf.needed(one.data):
+            if name in brought:
+                continue
+            if name not in _SYSTEM_LIBRARIES:
+                raise PackageError(f"{one.path} needs {name}, which neither a wheel nor Debian's base brings; see content.py")
+            found.add(_SYSTEM_LIBRARIES[name])
+    return found
+
+
+def control(source: Source, target: Target, data: Sequence[Entry], relations: str) -> list[Entry]:
+    """The package's control files."""
+    fields = {
+        "Package": NAME,
+        "Version": source.version,
+        "Architecture": target.arch,
+        "Maintainer": maintainer(),
+        "Installed-Size": str(installed_kib(data)),
+        "Depends": relations,
+        "Suggests": "mosquitto, python3-gi, gir1.2-aravis-0.8",
+        "Section": "science",
+        "Priority": "optional",
+        "Description": _description(target),
+    }
+    text = "".join(f"{name}: {value}\n" for name, value in fields.items())
+    scripts = [Entry(path.name, _script(path, target), PROGRAM) for path in sorted(SCRIPTS.iterdir())]
+    return [Entry("control", text.encode()), Entry("md5sums", md5sums(data)), *scripts]
+
+
+def _description(target: Target) -> str:
+    lines = [
+        "optical inspection on a production line: one trigger, one verdict, one record",
+        "The firmware of an inspection camera box: rejectd, inspectd and reportd, their units and udev rules, and the",
+        f"Python packages they need, for {target.system} (Python {target.python}). CUDA, TensorRT, PyCUDA and jetson-utils",
+        "come from JetPack and are no part of it. A quality device, not a safety component.",
+    ]
+    return "\n ".join(lines)
+
+
+def _script(path: Path, target: Target) -> bytes:
+    text = path.read_text(encoding="utf-8")
+    if not re.match(r"#!/bin/sh\n", text):
+        raise PackageError(f"{path}: no shell script")
+    return text.replace("@PYTHON@", f"/usr/bin/python{target.python}").encode()
