@@ -9,9 +9,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.clock import SystemClock
+from appliance.notify import of_this_process
 from appliance.paths import Paths
+
+if TYPE_CHECKING:
+    from appliance.wiring.store import Chosen
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         return one
 
     run = verb("run", _run, "run the station")
-    run.add_argument("-c", dest="file", type=Path, required=True)
+    run.add_argument("-c", dest="file", type=Path, required=True, help="a configuration, or a folder: a configuration store")
     run.add_argument("--only", help="some of reject,inspect,report: one systemd unit each")
     run.add_argument("--run-dir", type=Path)
     run.add_argument("--data-dir", type=Path)
@@ -109,53 +114,76 @@ def _data_dir(options: argparse.Namespace, station: str | None) -> Path:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from appliance.config import ConfigError, load
+    from appliance.config import ConfigError
 
     try:
-        station = load(options.file, data_dir=options.data_dir)
-        paths = _paths(options, station.station)
         roles = tuple(options.only.split(",")) if options.only else ("report", "inspect", "reject")
         unknown = set(roles) - {"report", "inspect", "reject"}
         if unknown:
             raise ValueError(f"--only {','.join(unknown)}: write some of reject, inspect, report")
+        chosen, paths = _chosen(options, roles)
         if len(roles) == 1:
-            return _one_role(roles[0], station, paths)
+            return _one_role(roles[0], chosen, paths)
     except (ConfigError, ValueError, OSError) as why:
         sys.stderr.write(f"{why}\n")
         return 2
-    return _supervise(options, station, paths, roles)
+    return _supervise(options, chosen, paths, roles)
 
 
-def _one_role(role: str, station: object, paths: Paths) -> int:
-    clock = SystemClock()
+def _chosen(options: argparse.Namespace, roles: tuple[str, ...]) -> tuple[Chosen, Paths]:
+    """What is to be run, of a file or of a store (a folder), and where. Raises ConfigError, OSError."""
+    from appliance.config import load
+    from appliance.wiring.store import Chosen, load_chosen
+
+    if options.file.is_dir() or not (options.file.exists() or options.file.suffix):
+        from appliance.box.store import Store
+
+        paths = _paths(options, options.file.resolve().name)
+        paths.begin(roles)
+        return load_chosen(Store(options.file), paths.data), paths
+    run = options.run_dir or os.environ.get("RUNTIME_DIRECTORY")
+    if run:
+        Paths(Path(run), Path(run)).begin(roles)
+    station = load(options.file, data_dir=options.data_dir)
+    return Chosen(station, None, ""), _paths(options, station.station)
+
+
+def _one_role(role: str, chosen: Chosen, paths: Paths) -> int:
+    clock, notifier = SystemClock(), of_this_process()
+    if chosen.why:
+        logging.getLogger("appliance.run").error("%s", chosen.why)
     if role == "reject":
         from appliance.reject.books import BooksBroken
         from appliance.reject.daemon import main as reject_main
-        from appliance.wiring import station as wiring
+        from appliance.wiring.store import reject_build
 
         try:
-            return reject_main(wiring.reject_build(station, paths, clock), paths, clock)  # type: ignore[arg-type]
+            return reject_main(reject_build(chosen, paths, clock), paths, clock, notifier)
         except BooksBroken as why:
             raise ValueError(str(why)) from why
-    from appliance.wiring import station as wiring
-
     if role == "inspect":
+        if chosen.station is None:
+            from appliance.inspect.waiting import wait_for_configuration
+
+            return wait_for_configuration(paths, notifier, chosen.why)
         import cv2
 
         from appliance.inspect.daemon import main as inspect_main
+        from appliance.wiring.station import inspect_build
 
         cv2.setNumThreads(1)
-        return inspect_main(wiring.inspect_build(station, paths, clock), paths, clock)  # type: ignore[arg-type]
+        return inspect_main(inspect_build(chosen.station, paths, clock), paths, clock, notifier)
     from appliance.report.daemon import main as report_main
     from appliance.report.ledger import LedgerError
+    from appliance.wiring.store import report_build
 
     try:
-        return report_main(wiring.report_build(station, clock), paths, clock)  # type: ignore[arg-type]
+        return report_main(report_build(chosen, clock), paths, clock, notifier)
     except LedgerError as why:
         raise ValueError(str(why)) from why
 
 
-def _supervise(options: argparse.Namespace, station: object, paths: Paths, roles: tuple[str, ...]) -> int:
+def _supervise(options: argparse.Namespace, chosen: Chosen, paths: Paths, roles: tuple[str, ...]) -> int:
     import select
 
     from appliance.supervisor import Supervisor
@@ -165,8 +193,7 @@ def _supervise(options: argparse.Namespace, station: object, paths: Paths, roles
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.write(writing, b"x"))
     broker = None
-    mqtt = getattr(station, "mqtt", None)
-    if mqtt is not None and mqtt.broker.scheme == "embedded":
+    if chosen.broker == "embedded":
         from appliance.devices.broker_embedded import start
 
         broker = start(1883)

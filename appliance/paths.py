@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,13 @@ class Paths:
         self.run.mkdir(parents=True, exist_ok=True)
         self.data.mkdir(parents=True, exist_ok=True)
         return self
+
+    def begin(self, roles: Iterable[str]) -> None:
+        """These processes start: call it before their configuration is read, so that who asks for a new start while it is
+        read is heard. Raises OSError."""
+        for role in roles:
+            self.again_file(role).unlink(missing_ok=True)
+            self.same_file(role).unlink(missing_ok=True)
 
     @property
     def reject_socket(self) -> Path:

@@ -41,7 +41,8 @@ class Supervisor:
                 continue
             again_ns = self._again_ns.setdefault(role, now_ns() + _RESTART_NS[role])
             if now_ns() >= again_ns:
-                log.warning("%sd ended with %s and is started again", role, child.returncode)
+                ended = log.info if child.returncode == 0 else log.warning  # 0: it was asked to begin anew
+                ended("%sd ended with %s and is started again", role, child.returncode)
                 self.restarts += 1
                 self._spawn(role)
 

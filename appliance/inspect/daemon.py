@@ -28,6 +28,7 @@ from appliance.link import SocketLink, connect
 from appliance.messages import Ack, Event, FrameSeen, Health, Heard, Hello, InspectState, Message, Stored, Trigger, Verdict
 from appliance.model.bundle import BundleError
 from appliance.model.golden import GoldenError
+from appliance.notify import Notifier
 from appliance.paths import Paths
 from appliance.ports import Camera, CameraLost, Clock, EngineError, EngineLost, Frame, FrameMemory, LinkClosed
 
@@ -37,6 +38,8 @@ RETRY_NS = 100_000_000
 HEALTH_NS = 5_000_000_000
 PROGRESS_NS = 500_000_000
 END_NS = 1_400_000_000  # for images to be written and all cameras to stop (one of jetson-utils takes 0.7 s); two seconds in all
+LOAD_STILL_S = 180.0  # opening a GPU, reading an engine, replaying golden vectors: seconds each, and none of them speaks
+BUILD_STILL_NS = 1_900_000_000_000  # wiring/engines.py ends a build that says nothing for 1,800 s, and says so
 _MOST_WAITING = 10_000  # details and events kept for a reportd that is away; what goes beyond is counted
 
 
@@ -69,6 +72,10 @@ class InspectBuild:
     image_quota_bytes: int
     frame_trigger: str | None
     """Name of the camera whose every frame is a part, where ``trigger.input`` is ``frame``."""
+    load_still_s: float = LOAD_STILL_S
+    """How long ``load`` may say nothing before it is taken for hung."""
+    configuration: str = ""
+    version: str = ""
 
 
 FromCamera = Union[Frame, CameraLost, None]
@@ -117,22 +124,25 @@ class CameraThread(threading.Thread):
 class Inspectd:
     """One inspectd: sockets, threads and engines around an Inspector."""
 
-    def __init__(self, build: InspectBuild, paths: Paths, clock: Clock) -> None:
+    def __init__(self, build: InspectBuild, paths: Paths, clock: Clock, notifier: Notifier | None = None) -> None:
         self._build, self._paths, self._clock = build, paths, clock
+        self._notifier = notifier or Notifier({}, 0)
+        self._moved: tuple[tuple[str, float], int] = (("", 0.0), 0)  # the build's last words, and since when they stand
         self._journal = secrets.token_hex(8)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._frames: queue.SimpleQueue[tuple[str, FromCamera]] = queue.SimpleQueue()
         self._stored: queue.SimpleQueue[Stored] = queue.SimpleQueue()
         self._reject: SocketLink | None = None
         self._report: SocketLink | None = None
-        self._retry_ns = self._health_ns = self._progress_ns = 0
+        self._retry_ns = self._health_ns = self._progress_ns = self._again_ns = 0
         self._verdicts: dict[int, Verdict] = {}
         self._to_reject: deque[Message] = deque()
         self._to_report: deque[Message] = deque()
         self._events: dict[int, Event] = {}
         self._next_n = 1
         self._newest_part = 0
-        self._state = InspectState("starting", "loading the model", 0.0, "", 0, "", {})
+        told = {"configuration": build.configuration, "version": build.version}
+        self._state = InspectState("starting", "loading the model", 0.0, "", 0, "", {}, **told)
         self._inspector: Inspector | None = None
         self._watches: list[GoldenWatch] = []
         self._lost_cameras: dict[str, str] = {}  # and why
@@ -168,7 +178,10 @@ class Inspectd:
         self._inspector = Inspector(recipe, self._build.matchers, self._archive, self._clock)
         self._inspector.verdict_ready = self._verdict_ready
         models = {look.camera: look.network.identity for look in recipe.looks}
-        self._state = InspectState("starting", "opening cameras", 1.0, recipe.name, recipe.number, recipe.digest, models)
+        self._state = msgspec.structs.replace(
+            self._state, state="starting", reason="opening cameras", progress=1.0, recipe=recipe.name,
+            recipe_number=recipe.number, recipe_digest=recipe.digest, models=models,
+        )  # fmt: skip
         for camera in self._build.cameras.values():
             thread = CameraThread(camera, loaded.memory, self._frame_came)
             thread.start()
@@ -179,9 +192,14 @@ class Inspectd:
 
     def _building(self, what: str, share: float) -> None:
         """An engine is being built: say so; rejectd holds the gate meanwhile. Raises EngineError to end the building."""
+        self._hear_of_configurations(self._clock.now_ns())
         if self.stopping:
             raise EngineError("stopped while an engine was being built; it is built anew at the next start")
         now_ns = self._clock.now_ns()
+        if (what, share) != self._moved[0]:
+            self._moved = ((what, share), now_ns)
+        if now_ns - self._moved[1] < BUILD_STILL_NS:
+            self._notifier.alive(now_ns)
         if now_ns < self._progress_ns:
             return
         self._progress_ns = now_ns + PROGRESS_NS
@@ -196,6 +214,8 @@ class Inspectd:
             self.turns += 1
             self._wait()
             now_ns = self._clock.now_ns()
+            self._notifier.alive(now_ns)
+            self._hear_of_configurations(now_ns)
             self._connect(now_ns)
             self._read()
             self._take_frames()
@@ -208,6 +228,20 @@ class Inspectd:
             self._health(now_ns)
             self._send()
 
+    def _hear_of_configurations(self, now_ns: int) -> None:
+        """Another one was chosen: begin anew with it, or where it changes nothing here go by its name. Files in memory."""
+        if now_ns < self._again_ns:
+            return
+        self._again_ns = now_ns + RETRY_NS
+        if self._paths.again_file("inspect").exists():
+            self.stopping = True
+        same = self._paths.same_file("inspect")
+        if same.exists():
+            self._state = msgspec.structs.replace(self._state, configuration=same.read_text(encoding="ascii"))
+            same.unlink()
+            self._to_reject.append(self._state)
+            self._queue_report(self._state)
+
     def _give_up(self, why: str) -> None:
         """The parts of this process are blind from now on; the next process may judge again."""
         self._event("engine_lost", {"why": why[:240]})
@@ -216,6 +250,7 @@ class Inspectd:
 
     def close(self) -> None:
         """Threads ended, GPU given back, links closed."""
+        self._notifier.stopping()
         end_ns = self._clock.now_ns() + END_NS
         for thread in self._threads:
             thread.stopping.set()
@@ -403,6 +438,8 @@ class Inspectd:
         if self._inspector and self._inspector.unfit and state != "fault":
             return  # whatever else became well again: the model did not
         self._state = msgspec.structs.replace(self._state, state=state, reason=reason)
+        share = f" {self._state.progress:.0%}" if state == "building" else ""
+        self._notifier.status(f"{state}{share}: {reason}" if reason else state)
         self._to_reject.append(self._state)
         self._queue_report(self._state)
 
@@ -468,9 +505,10 @@ class Inspectd:
         return max(copies.values(), default=0)
 
 
-def main(build: InspectBuild, paths: Paths, clock: Clock) -> int:
+def main(build: InspectBuild, paths: Paths, clock: Clock, notifier: Notifier | None = None) -> int:
     """Run inspectd until SIGTERM or SIGINT. Exit 1: its GPU or a camera's thread is lost, begin anew."""
-    daemon = Inspectd(build, paths, clock)
+    notifier = notifier or Notifier({}, 0)
+    daemon = Inspectd(build, paths, clock, notifier)
 
     def stop(_signal: int, _frame: object) -> None:
         daemon.stopping = True
@@ -478,7 +516,11 @@ def main(build: InspectBuild, paths: Paths, clock: Clock) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    notifier.ready("starting: loading the model")  # an engine may take many minutes; a start that long would be timed out
+    turning_s = notifier.watchdog_s
+    notifier.watchdog(build.load_still_s)
     daemon.load()
+    notifier.watchdog(turning_s)
     pulse = Pulse(lambda: daemon.turns)  # not while engines are built: that has its own watch
     pulse.start()
     try:

@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from appliance.faults import sentence
 from appliance.link import Listener, SocketLink, connect
 from appliance.messages import Ack, Command, Event, Hello, InspectState, Message, PartClosed, Reply, Status
+from appliance.notify import Notifier
 from appliance.paths import Paths
 from appliance.ports import Clock, LinkClosed, Publisher
+from appliance.report.dialogue import remembered
 from appliance.report.ledger import Ledger
 from appliance.report.outbox import Outbox
 from appliance.report.plc import PlcMap
 from appliance.report.plc_commands import PLC_ID
+from appliance.report.record import wall
 from appliance.report.reporter import Reporter
+from appliance.report.spool import Spool
 
 log = logging.getLogger("appliance.report")
 
@@ -31,7 +36,12 @@ RETRY_NS = 100_000_000
 HEALTH_NS = 5_000_000_000
 CEILING_AHEAD = 100_000
 _GOODBYE_NS = 1_200_000_000
+STANDING_NS = 500_000_000  # state.json is written anew at least so often
+HUNG_NS = 1_000_000_000  # rejectd tells its status five times a second
+LAMP_ID = "lamp"  # of the command with which rejectd is told of it; its answer is for nobody
+STICK_ALARMS = ("stick_refused", "stick_unreadable")
 _REPLIES_KEPT = 200
+_OPENING_S = 300.0  # SQLite takes over what a power cut left in its log: minutes on a slow disk
 
 
 class BrokerLink(Publisher, Protocol):
@@ -57,7 +67,10 @@ class PlcServing(Protocol):
 
 @dataclass(frozen=True)
 class ReportBuild:
-    """What wiring hands over. ``broker`` None: no MQTT. ``commands``: verbs accepted over it. ``plc`` None: no Modbus."""
+    """What wiring hands over. ``broker`` None: no MQTT. ``commands``: verbs accepted over it. ``plc`` None: no Modbus.
+
+    ``version``: of the program; ``revision``, ``generation``: of the configuration (None: of no store); ``fallback``: why it
+    is not the one that was chosen; ``safe``: why there is none that can be used. "" both: all is as it should be."""
 
     station: str
     simulated: bool
@@ -66,13 +79,21 @@ class ReportBuild:
     config_digest: str
     config_crc32: int = 0
     plc: Callable[[PlcMap], PlcServing] | None = None
+    version: str = ""
+    revision: int = 0
+    generation: int | None = None
+    fallback: str = ""
+    safe: str = ""
 
 
 class Reportd:
     """One reportd: sockets, broker and disk around a Reporter."""
 
-    def __init__(self, build: ReportBuild, paths: Paths, clock: Clock) -> None:
+    def __init__(self, build: ReportBuild, paths: Paths, clock: Clock, notifier: Notifier | None = None) -> None:
         self._build, self._paths, self._clock = build, paths, clock
+        self._notifier = notifier or Notifier({}, 0)
+        self._notifier.extend(_OPENING_S)
+        self._notifier.status("opening the ledger")
         self.ledger = Ledger(paths.ledger_file, build.station, build.simulated)
         self.reporter = Reporter(self.ledger)
         self.outbox = Outbox(self.ledger, build.station)
@@ -90,18 +111,31 @@ class Reportd:
         self._replies: OrderedDict[str, bytes] = OrderedDict()
         self._asked: dict[str, tuple[str, bytes | None]] = {}
         self._wall_check: int | None = None
+        self._spool = Spool(paths.spool_dir, self.ledger)
+        self._dialogue = remembered(read_json(paths.stick_file))
+        self._lamp_told: tuple[SocketLink, str] | None = None
+        self._inspect: tuple[SocketLink, InspectState] | None = None
+        self._standing: dict[str, Any] = {}
+        self._standing_ns = self._again_ns = 0
         self.stopping = False
         if highest := self.ledger.highest_part():  # a box that never ran begins at part 1, not above a ceiling
             self._raise_ceiling(highest)
         self.reporter.put("available", "online")
         self.reporter.put_counters()
-        self._own_event("report_start", {"configuration": build.config_digest})
+        self._own_event("report_start", {"configuration": build.config_digest, "generation": build.generation})
+        if build.fallback or build.safe:
+            kind = "safe_mode" if build.safe else "configuration_fallback"
+            self._own_event(kind, {"why": build.safe or build.fallback})
+        fallback = sentence("configuration_fallback", build.fallback) if build.fallback else ""
+        self.reporter.own_alarm("configuration_fallback", bool(build.fallback), fallback)
+        self._tell_dialogue()
 
     def run(self) -> None:
         """Until ``stopping``."""
         while not self.stopping:
             self._wait()
             self.turn(self._clock.now_ns())
+            self._notifier.alive(self._clock.now_ns())
 
     def turn(self, now_ns: int) -> None:
         """One turn of the loop."""
@@ -110,14 +144,19 @@ class Reportd:
         self._broker_step(now_ns)
         for event in self.reporter.take_late_images():
             self._own_event("image", event.data)
+        self._read_spool(now_ns)
         self._acknowledge(self.reporter.step(now_ns))
         self._plc_step(now_ns)
         self._watch_wall_clock(now_ns)
+        self._hear_of_configurations(now_ns)
+        self._light_lamp()
+        self._tell_standing(now_ns)
         self._health(now_ns)
         self._publish()
 
     def close(self) -> None:
         """What is there is written and, if the broker takes it within a second, published."""
+        self._notifier.stopping()
         end_ns = self._clock.now_ns() + _GOODBYE_NS
         while self._reject and self._clock.now_ns() < end_ns:  # rejectd says its last words before us
             select.select([self._reject], [], [], 0.05)
@@ -176,6 +215,8 @@ class Reportd:
 
     def _hear(self, link: SocketLink, message: Message, now_ns: int) -> None:
         if isinstance(message, Reply):
+            if message.id == LAMP_ID:
+                return
             if message.id.startswith(PLC_ID):
                 self._plc_map.on_reply(message)
             else:
@@ -190,11 +231,14 @@ class Reportd:
             self._plc_status(message)
         elif isinstance(message, InspectState):
             self._plc_map.on_inspect(message)
+            self._inspect = (link, message)
         self.reporter.on_message(message, journal, now_ns)
 
     def _lost(self, link: SocketLink) -> None:
         del self._links[link]
         link.close()
+        if self._inspect and link is self._inspect[0]:
+            self._inspect = None
         if link is self._reject:
             log.warning("rejectd is gone")
             self._reject = None
@@ -208,6 +252,7 @@ class Reportd:
                     link.send(Ack(durable[journal]))
                 except LinkClosed:
                     continue  # the next read finds it closed
+        self._spool.committed(durable)
 
     # --- broker ----------------------------------------------------------------------------------------------
 
@@ -260,8 +305,8 @@ class Reportd:
             return
         self._asked[command_id] = (reply_topic, arrived.correlation)
         arguments = {key: value for key, value in body.items() if key != "id"}
-        if command_id.startswith(PLC_ID):
-            self._answer(command_id, False, f"ids that begin with {PLC_ID} are the PLC's; take another")
+        if command_id.startswith(PLC_ID) or command_id == LAMP_ID:
+            self._answer(command_id, False, f"ids that begin with {PLC_ID} are the PLC's, {LAMP_ID} is the lamp's; take another")
         elif not self._tell_rejectd(Command(command_id, verb, arguments, "mqtt")):
             self._answer(command_id, False, "rejectd does not answer; try again")
 
@@ -304,6 +349,55 @@ class Reportd:
             if not self._tell_rejectd(command):
                 self._plc_map.not_sent(command.id)
 
+    # --- configurations --------------------------------------------------------------------------------------
+
+    def _hear_of_configurations(self, now_ns: int) -> None:
+        """Another one was chosen: begin anew with it."""
+        if now_ns < self._again_ns:
+            return
+        self._again_ns = now_ns + RETRY_NS
+        if self._paths.again_file("report").exists():
+            self.stopping = True
+
+    def _read_spool(self, now_ns: int) -> None:
+        new = self._spool.take(now_ns)
+        for one in new:
+            self._dialogue = self._dialogue.heard(one.kind, one.data, wall(one.wall_us))
+        if new:
+            write_rename(self._paths.stick_file, json.dumps(self._dialogue.as_json()))
+            self._tell_dialogue()
+
+    def _tell_dialogue(self) -> None:
+        told, build = self._dialogue, self._build
+        runs = {"digest": build.config_digest, "revision": build.revision, "generation": build.generation}
+        self.reporter.put("configuration", {**runs, "result": told.result, "text": told.text, "at": told.at})
+        for code in STICK_ALARMS:
+            self.reporter.own_alarm(code, False, "")  # a second stick's reason takes the first one's place
+            if code in told.alarms:
+                self.reporter.own_alarm(code, True, sentence(code, told.alarms[code]))
+
+    def _light_lamp(self) -> None:
+        """rejectd owns the pin: told once on each link, and at each change."""
+        link, pattern = self._reject, self._dialogue.lamp
+        if link is not None and self._lamp_told != (link, pattern):
+            if self._tell_rejectd(Command(LAMP_ID, "lamp", {"pattern": pattern}, "report")):
+                self._lamp_told = (link, pattern)
+
+    def _tell_standing(self, now_ns: int) -> None:
+        """run/state.json: how all three stand, for sticks, updates and the boot's settling."""
+        build, status, inspect = self._build, self.reporter.status, self._inspect[1] if self._inspect else None
+        if status is not None and now_ns - status.alive_ns > HUNG_NS:
+            status = None
+        standing: dict[str, Any] = {
+            "reject": _told_of(status),
+            "inspect": _told_of(inspect),
+            "report": {"configuration": build.config_digest, "version": build.version},
+        }
+        if standing == self._standing and now_ns - self._standing_ns < STANDING_NS:
+            return
+        self._standing, self._standing_ns = standing, now_ns
+        write_rename(self._paths.state_file, json.dumps({"written_ns": now_ns, **standing}))
+
     # --- own duties --------------------------------------------------------------------------------------------
 
     def _own_event(self, kind: str, data: dict[str, Any]) -> None:
@@ -336,6 +430,32 @@ class Reportd:
             "modbus": self._plc.reason if self._plc else "none", "clock": self._clock.quality(),
         }  # fmt: skip
         self.reporter.put("health", self.reporter.health(own))
+        self._notifier.status(f"recording; {self.outbox.backlog} entries wait for the broker ({own['broker']})")
+
+
+def _told_of(state: Status | InspectState | None) -> dict[str, Any] | None:
+    """What state.json says of a process."""
+    if state is None:
+        return None
+    return {
+        "state": state.state, "reason": state.reason, "progress": state.progress, "configuration": state.configuration,
+        "version": state.version,
+    }  # fmt: skip
+
+
+def read_json(path: Path) -> Any:
+    """None where there is none. Raises OSError."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_rename(path: Path, text: str) -> None:
+    """Whole, and not forced to disk: for files that vanish with the power. Raises OSError."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -348,15 +468,17 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def main(build: ReportBuild, paths: Paths, clock: Clock) -> int:
+def main(build: ReportBuild, paths: Paths, clock: Clock, notifier: Notifier | None = None) -> int:
     """Run reportd until SIGTERM or SIGINT. Raises LedgerError, OSError at start."""
-    daemon = Reportd(build, paths, clock)
+    notifier = notifier or Notifier({}, 0)
+    daemon = Reportd(build, paths, clock, notifier)
 
     def stop(_signal: int, _frame: object) -> None:
         daemon.stopping = True
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    notifier.ready("recording")
     try:
         daemon.run()
     finally:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from appliance.config import Address, Station, find_bundle
+from appliance.config.schema import Modbus, Mqtt
+from appliance.identity import running_version
 from appliance.paths import Paths
 from appliance.ports import Clock, Input, Output
 from appliance.reject.belt import Belt, ConstantBelt, EncoderBelt
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _MS = 1_000_000
 _CONTACTS = ("clear", "air_ok", "bin_full", "gate_home", "running")
 _CONTACT_MS = 10.0  # mechanical contacts bounce this long
+_SILENT_BUILD_S = 1800.0  # as long as wiring/engines.py gives a build that says nothing
 _READOUT_ALLOWANCE_NS = 250 * _MS  # a frame that has not arrived by then will not come
 
 
@@ -122,16 +125,23 @@ def reject_build(station: Station, paths: Paths, clock: Clock) -> RejectBuild:
         if address is not None:
             outputs[name] = _output(name, station, address, False, None, paths, clock)
     inputs = {role: partial(input_of, role, line, paths, clock) for role, line in inputs_of(station).items()}
-    return RejectBuild(plan, belt_of(station), outputs, inputs)
+    return RejectBuild(
+        plan, belt_of(station), outputs, inputs, configuration=station.digest, version=running_version()
+    )  # fmt: skip
+
+
+def acts_on_a_line(station: Station) -> bool:
+    """Photographs alone: there is no line to act on."""
+    return not all(camera.source.scheme == "folder" for camera in station.cameras.values())
 
 
 def _output(
     name: str, station: Station, address: Address, start: bool, longest_on_ms: int | None, paths: Paths, clock: Clock
 ) -> Output:  # fmt: skip
-    if all(camera.source.scheme == "folder" for camera in station.cameras.values()):
+    if not acts_on_a_line(station):
         from appliance.devices.output_nowhere import NowhereOutput
 
-        return NowhereOutput(name, start, longest_on_ms, clock)  # photographs: there is no line to act on
+        return NowhereOutput(name, start, longest_on_ms, clock)
     return output_of(name, address, start, longest_on_ms, paths, clock)
 
 
@@ -200,7 +210,25 @@ def inspect_build(station: Station, paths: Paths, clock: Clock) -> InspectBuild:
         slot_bytes=max(camera.size[0] * camera.size[1] * 3 for camera in used.values()),
         image_quota_bytes=round(station.storage.images.quota_gb * 1e9),
         frame_trigger=frame_trigger,
+        load_still_s=_load_still_s(station, paths.data),
+        configuration=station.digest,
+        version=running_version(),
     )
+
+
+def _load_still_s(station: Station, data_dir: Path) -> float:
+    """How long loading may say nothing. jetson-inference builds its engine, for minutes, inside one silent call."""
+    from appliance.inspect.daemon import LOAD_STILL_S
+    from appliance.model.bundle import BundleError, load_bundle
+
+    for look in station.recipe.inspect:
+        folder = find_bundle(look.bundle, Path(station.file), data_dir)
+        try:
+            if folder and load_bundle(folder).runtime == "jetson-inference":
+                return _SILENT_BUILD_S
+        except BundleError:
+            continue  # load_recipe reads it again, and refuses it in these words
+    return LOAD_STILL_S
 
 
 def load_recipe(station: Station, data_dir: Path | None, progress: Progress) -> Loaded:
@@ -360,14 +388,36 @@ def any_size(source: Address) -> bool:
 # --- reportd -----------------------------------------------------------------------------------------------
 
 
-def report_build(station: Station, clock: Clock) -> ReportBuild:
-    """All that reportd needs."""
+class Speaks(Protocol):
+    """What of a station its broker's client needs: a name, the section, and the file beside which others lie."""
+
+    @property
+    def station(self) -> str: ...
+    @property
+    def mqtt(self) -> Mqtt | None: ...
+    @property
+    def file(self) -> str: ...
+
+
+def report_build(station: Station, clock: Clock, generation: int | None = None, fallback: str = "") -> ReportBuild:
+    """All that reportd needs. ``generation``: of the store; ``fallback``: why not the one that was chosen, "" = it is."""
     from appliance.report.daemon import ReportBuild
 
     commands = frozenset(station.mqtt.commands if station.mqtt else ())
-    broker = partial(publisher_of, station, "report", sorted(commands)) if station.mqtt else None
-    plc = partial(_plc_server, station.modbus, clock) if station.modbus else None
-    return ReportBuild(station.station, station.simulated, broker, commands, station.digest, station.crc32, plc)
+    return ReportBuild(
+        station.station, station.simulated, broker_maker(station, commands), commands, station.digest, station.crc32,
+        plc_maker(station.modbus, clock), running_version(), station.revision, generation, fallback,
+    )  # fmt: skip
+
+
+def broker_maker(station: Speaks, commands: frozenset[str]) -> Any:
+    """How reportd's client is made; None without a broker."""
+    return partial(publisher_of, station, "report", sorted(commands)) if station.mqtt else None
+
+
+def plc_maker(modbus: Modbus | None, clock: Clock) -> Any:
+    """How the PLC's server is made; None without one."""
+    return partial(_plc_server, modbus, clock) if modbus else None
 
 
 def _plc_server(modbus: Any, clock: Clock, registers: Any) -> Any:
@@ -377,7 +427,7 @@ def _plc_server(modbus: Any, clock: Clock, registers: Any) -> Any:
     return PlcServer(registers, clock, host, port, modbus.clients)
 
 
-def publisher_of(station: Station, role: str, commands: list[str]) -> Any:
+def publisher_of(station: Speaks, role: str, commands: list[str]) -> Any:
     """The MQTT client of a station."""
     from appliance.devices.publisher_mqtt import MqttPublisher
 
@@ -385,7 +435,7 @@ def publisher_of(station: Station, role: str, commands: list[str]) -> Any:
     return MqttPublisher(broker_of(station), f"{station.station.replace('/', '-')}-{role}", station.station, topics)
 
 
-def broker_of(station: Station) -> Any:
+def broker_of(station: Speaks) -> Any:
     """Where the broker is, with the password read from its file. Raises OSError."""
     from appliance.devices.publisher_mqtt import Broker
 
