@@ -26,8 +26,8 @@ class Notifier:
         self._socket: socket.socket | None = None
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.interval_ns = _interval_ns(environment, pid) if self._socket else None
-        """How often ``alive`` speaks, half of what the manager waits for; None: nobody watches."""
+        self.watchdog_s = _watchdog_s(environment, pid) if self._socket else None
+        """How long the manager waits for a sign of life; None: nobody watches."""
         self._next_ns = 0
         self._owed = b""
         self._status = ""
@@ -50,16 +50,16 @@ class Notifier:
         """The loop that matters has turned. Monotonic ``now_ns``; cheap, and silent until half of the watchdog's time is over."""
         if self._owed:
             self._pay()
-        if self.interval_ns is None or now_ns < self._next_ns:
+        if self.watchdog_s is None or now_ns < self._next_ns:
             return
         if self._tell(_ALIVE):
-            self._next_ns = now_ns + self.interval_ns
+            self._next_ns = now_ns + round(self.watchdog_s * 0.5e9)
 
-    def watchdog(self, limit_s: float) -> None:
+    def watchdog(self, limit_s: float | None) -> None:
         """From now on the manager waits so long for a sign of life. Nothing where nobody watches."""
-        if self.interval_ns is None:
+        if self.watchdog_s is None or limit_s is None:
             return
-        self.interval_ns = round(limit_s * 0.5e9)
+        self.watchdog_s = limit_s
         self._next_ns = 0
         self._tell(f"WATCHDOG_USEC={round(limit_s * 1e6)}\nWATCHDOG=1".encode())
 
@@ -109,14 +109,14 @@ def _address(name: str) -> str | bytes:
     return name
 
 
-def _interval_ns(environment: Mapping[str, str], pid: int) -> int | None:
+def _watchdog_s(environment: Mapping[str, str], pid: int) -> float | None:
     limit_us = environment.get("WATCHDOG_USEC", "")
     whose = environment.get("WATCHDOG_PID", "")
     if not limit_us or (whose and whose != str(pid)):
         return None
     if not limit_us.isdecimal() or int(limit_us) == 0:
         raise ValueError(f"WATCHDOG_USEC={limit_us}: write microseconds, a whole number above 0")
-    return int(limit_us) * 1000 // 2
+    return int(limit_us) / 1e6
 
 
 def _one_line(text: str) -> str:
