@@ -33,11 +33,12 @@ _NOT_HERE = "import sys, runpy; del sys.path[0]; runpy.run_module('appliance', r
 
 
 def choose(
-    slots: str, boot_id: str, now_ns: int, here: tuple[str, str, int] | None = None
+    slots: str, package: str, boot_id: str, now_ns: int, here: tuple[str, str, int] | None = None
 ) -> tuple[str, dict[str, Any] | None, str]:
     """(name, stamp, why) of what is to run; name is a slot's, or ``packaged`` with stamp None. ``why``: what stands in the
-    way of another choice, "" = nothing. ``slots``: the folder of both; ``now_ns``: CLOCK_BOOTTIME; ``here``: python, arch
-    and user id unless they are this process's own. Raises nothing that a file can bring about."""
+    way of another choice, "" = nothing. ``slots``: the folder of both; ``package``: the package's version; ``now_ns``:
+    CLOCK_BOOTTIME; ``here``: python, arch and user id unless they are this process's own. Raises nothing that a file can
+    bring about."""
     python, arch, user = here or this_process()
     found: list[str] = []
     try:
@@ -46,11 +47,12 @@ def choose(
         return PACKAGED, None, ""
     except (OSError, ValueError, RecursionError) as why:
         return PACKAGED, None, f"which slot runs cannot be read ({why})"
-    for name in _wanted(state, boot_id, now_ns):
-        if name == PACKAGED:
-            break
+    wanted = list(_wanted(state, boot_id, now_ns))
+    if wanted and state.get("package") != package:  # who installs a package wants it to run
+        return PACKAGED, None, f"another package was installed since slot {wanted[0]} was chosen"
+    for name in wanted:
         try:
-            return name, _stamp(os.path.join(slots, name), python, arch, user), "; ".join(found)
+            return name, stamp_of(os.path.join(slots, name), python, arch, user), "; ".join(found)
         except (OSError, ValueError, RecursionError) as why:
             found.append(f"slot {name} cannot run ({why})")
     return PACKAGED, None, "; ".join(found)
@@ -74,13 +76,13 @@ def _wanted(state: dict[str, Any], boot_id: str, now_ns: int) -> Iterator[str]:
     if isinstance(trial, dict):
         what, boot, until_ns = trial.get("what"), trial.get("boot_id"), trial.get("until_ns")
         holds = bool(boot_id) and boot == boot_id and type(until_ns) is int and now_ns < until_ns
-        if holds and what in (*SLOTS, PACKAGED):
+        if holds and what in SLOTS:
             yield what
     if active in SLOTS:
         yield active
 
 
-def _stamp(slot: str, python: str, arch: str, user: int) -> dict[str, Any]:
+def stamp_of(slot: str, python: str, arch: str, user: int) -> dict[str, Any]:
     """The stamp of a slot that can run here. Raises OSError, ValueError."""
     _must_be_trusted(os.lstat(slot), user)
     stamp = _read(os.path.join(slot, STAMP), user)
@@ -155,9 +157,10 @@ def main(arguments: list[str]) -> None:
     # Not clock.py's: nothing of a tree may be imported before it is chosen.
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     slots = os.path.join(root, SLOTS_FOLDER)
-    name, stamp, why = choose(slots, boot_id, now_ns)
-    version = packaged_version(tree) if stamp is None else stamp["version"]
-    version, tree = identity(version, name, stamp), tree if stamp is None else os.path.join(slots, name)
+    package = packaged_version(tree)
+    name, stamp, why = choose(slots, package, boot_id, now_ns)
+    version = identity(package if stamp is None else stamp["version"], name, stamp)
+    tree = tree if stamp is None else os.path.join(slots, name)
     if why:
         sys.stderr.write(f"appliance: {why}; {version} runs\n")
         sys.stderr.flush()
