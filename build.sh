@@ -17,6 +17,8 @@ usage: ./build.sh VERB [arguments]
           --python 3.10 (JetPack 6.2) ... 3.13; the same tree gives the same bytes
   bench   what this machine does: bench reject (a gate's edge against its due time), bench cpu (frame to verdict beside
           the bare engine, OpenVINO and a script), bench gpu (on a CUDA machine)
+  box     the box as a virtual machine: a Debian with the package, its camera, GPIO and USB stick; what is missing is built
+          first, some minutes (--build: only that; other arguments go to pytest)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
 TEXT
 }
@@ -65,6 +67,15 @@ do_deb() {
   cd "$here"
   [[ "$* $(uname -m)" != *arm64* && "$* $(uname -m)" != *aarch64 ]] || "$here/build.sh" kernels > /dev/null
   exec "$venv/bin/python" -m calibration.package "$@"
+}
+
+# Kernel, Debian and package are kept in build/box; each is built anew only when what goes into it has changed.
+do_box() {
+  set_up
+  cd "$here"
+  "$venv/bin/python" -m tests.box.vm
+  [[ ${1:-} == --build ]] && return
+  APPLIANCE_BOX=1 exec "$venv/bin/python" -m pytest -rs -s -m machine tests/box "$@"
 }
 
 do_bench() {
@@ -154,7 +165,7 @@ install_lock() {
 
 verb=${1:-help}
 case $verb in
-  demo | test | check | kernels | deb | bench) shift; "do_$verb" "$@" ;;
+  demo | test | check | kernels | deb | box | bench) shift; "do_$verb" "$@" ;;
   help | -h | --help) usage ;;
   *) usage >&2; refuse "no verb '$verb'" ;;
 esac
