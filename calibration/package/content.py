@@ -40,7 +40,7 @@ def program(source: Source, kernels: Path | None) -> Iterator[Entry]:
     ``kernels``: where ./build.sh kernels left its images."""
     for name, file in source.below("appliance"):
         yield Entry(f"appliance/{name}", file.read_bytes())
-    shipped = {name.split("/")[0] for name, _file in source.below("models") if name.count("/") == 1 and name.endswith("model.yaml")}
+    shipped = {name.removesuffix("/model.yaml") for name, _file in source.below("models") if name.endswith("/model.yaml")}
     for name, file in source.below("models"):
         if name.split("/")[0] in shipped:
             yield Entry(f"models/{name}", file.read_bytes())

@@ -85,7 +85,7 @@ def run_time_pins(pins: Iterable[Pin], dependencies: Iterable[str], target: Targ
     by_name = {pin.name: pin for pin in there}
     if len(by_name) != len(there):
         raise PackageError(f"requirements.lock: two versions of one package for {target.tag}")
-    needed = {canonicalize_name(Requirement(one).name) for one in dependencies}
+    needed: set[str] = {canonicalize_name(Requirement(one).name) for one in dependencies}
     missing = needed - by_name.keys()
     if missing:
         raise PackageError(f"requirements.lock: nothing for {', '.join(sorted(missing))} on {target.tag}; make the lock anew")

@@ -107,19 +107,21 @@ def _library(one: Entry, wheel: Wheel) -> dict[str, Any]:
 def _data_parts(program: Sequence[Entry]) -> list[dict[str, Any]]:
     """Models and GPU images: neither is source that a reader could check."""
     found: list[dict[str, Any]] = []
+    sources = _property("made-of", "appliance/kernels/*.cu")
     for one in program:
         if one.path.startswith("models/") and one.path.endswith(".onnx"):
             found.append({"type": "machine-learning-model", "bom-ref": one.path, "name": one.path.split("/")[1],
                           "hashes": [_sha256(one.data)], "properties": [_property("file", one.path)]})  # fmt: skip
         if one.path.startswith("appliance/kernels/images/") and one.path.endswith((".cubin", ".ptx")):
             found.append({"type": "file", "bom-ref": one.path, "name": PurePosixPath(one.path).name,
-                          "hashes": [_sha256(one.data)], "properties": [_property("made-of", "appliance/kernels/*.cu")]})  # fmt: skip
+                          "hashes": [_sha256(one.data)], "properties": [sources]})  # fmt: skip
     return found
 
 
 def _system(name: str, why: str, scope: str, origin: str) -> dict[str, Any]:
     properties = [_property("origin", origin or "the distribution"), _property("contained", "no")]
-    return {"type": "library", "bom-ref": f"system:{name}", "name": name, "scope": scope, "description": why, "properties": properties}
+    told = {"type": "library", "bom-ref": f"system:{name}", "name": name, "scope": scope, "description": why}
+    return {**told, "properties": properties}
 
 
 def licences(metadata: Message) -> list[dict[str, Any]]:

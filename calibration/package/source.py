@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -14,11 +15,7 @@ from typing import Any
 
 from calibration.package.target import PackageError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+_toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 _GIT_S = 60
 _NO_GIT_EPOCH = 1_767_225_600  # 2026-01-01: a tree out of an archive has no date that is the same everywhere
 _SHORT = 10  # digits of a commit in a version
@@ -51,7 +48,7 @@ class Source:
 
 def read_source(root: Path) -> Source:
     """``root``: the repository's. Raises PackageError."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = _toml.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     version = str(project["version"])
     if not re.fullmatch(r"[0-9][0-9A-Za-z.+~]*", version):
         raise PackageError(f"pyproject.toml: version {version!r}: Debian knows no such version")

@@ -119,7 +119,8 @@ def closure(wheels: Sequence[Wheel], dependencies: Iterable[str], target: Target
     needed that is not there."""
     by_name = {wheel.name: wheel for wheel in wheels}
     asked = [Requirement(one) for one in dependencies]
-    waiting = [(canonicalize_name(one.name), frozenset(one.extras), "pyproject.toml") for one in asked]
+    waiting: list[tuple[str, frozenset[str], str]] = []
+    waiting += [(canonicalize_name(one.name), frozenset(one.extras), "pyproject.toml") for one in asked]
     needed: set[str] = set()
     while waiting:
         name, extras, whose = waiting.pop()
