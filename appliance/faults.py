@@ -87,6 +87,25 @@ FAULTS: dict[str, Fault] = {
     "behind": Fault(82, "count", "an edge came while the belt was behind its farthest place", "nothing: it was counted before"),
     "gate_eye_stray": Fault(83, "count", "the gate's eye saw something that no trigger announced", "the eye, min_pitch_mm"),
     "late_verdict": Fault(81, "count", "a verdict came after its part was committed, and changed nothing", "see late"),
+    # --- the box -------------------------------------------------------------------------------------------
+    "too_hot": Fault(100, "warn", "the box is near the heat at which it becomes slower", "fan, filter, air, the cabinet's heat"),
+    "throttled": Fault(101, "warn", "the box runs slower for its heat: verdicts may be late", "fan, filter, power mode, load"),
+    "under_voltage": Fault(102, "warn", "the box's supply sagged", "supply, its cable and terminals; what else hangs on it"),
+    "over_current": Fault(103, "warn", "the box draws more current than it may", "a lower power mode (nvpmodel); USB devices"),
+    "power_mode": Fault(
+        104, "warn", "the box runs in another power mode than its engines were built in", "set that mode, or run engine build"
+    ),
+    "fan_stopped": Fault(105, "warn", "the fan is asked to turn and stands still", "the fan: blocked, unplugged, worn out"),
+    "disk_nearly_full": Fault(
+        106, "warn", "the disk is nearly full: soon nothing can be recorded", "storage.images.quota_gb, what else lies there"
+    ),
+    "clock_unset": Fault(
+        107, "warn", "the clock was never set: records carry no time that can be believed", "network, NTP server, RTC battery"
+    ),
+    "watchdog_unproven": Fault(
+        108, "warn", "nothing shows that a frozen box would be reset", "RuntimeWatchdogSec, the kernel; README: watchdog"
+    ),
+    "sensors_silent": Fault(109, "warn", "a sensor of the box does not answer", "dmesg; restart the box at the next stop"),
 }  # fmt: skip
 
 

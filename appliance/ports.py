@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -321,4 +321,35 @@ class Publisher(Protocol):
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool) -> int | None:
         """A message number acknowledged later, or None when it cannot be taken now."""
+        ...
+
+
+# --- the box ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BoxTold:
+    """What the machine under the station tells. ``alarms``: codes of faults.py that stand, with particulars;
+    ``temperature_c``: of its hottest place, None = no sensor; ``throttle_flags``: the PLC's register 42; ``keep_passes``:
+    False while images of passed parts are not kept, to spare heat; ``health``: for the health topic."""
+
+    alarms: Mapping[str, str]
+    temperature_c: float | None
+    throttle_flags: int
+    keep_passes: bool
+    health: Mapping[str, Any]
+
+
+class BoxSensors(Protocol):
+    """Heat, power, disks and clocks of this machine; what hangs in there hangs nobody else."""
+
+    codes: frozenset[str]
+    """Every alarm that ``told`` may raise."""
+
+    def told(self, inspect: Mapping[str, Any], now_ns: int) -> BoxTold:
+        """How it stands; the same object until something is new. ``inspect``: inspectd's figures of the health topic."""
+        ...
+
+    def close(self) -> None:
+        """No more looks; returns at once."""
         ...
