@@ -355,9 +355,11 @@ class _Tar:
             raise BundleRefused(f"the bundle is damaged, or not made by ./build.sh deb: {what} is not as its manifest says")
 
     def must_end(self) -> None:
-        """Raises BundleRefused where something follows."""
+        """Raises BundleRefused where something follows, or is missing."""
         if self._some(1) or (self._xz is not None and (self._xz.unused_data or self._stream.read(1))):
             raise BundleRefused("something follows the bundle's end; build it anew")
+        if self._xz is not None and not self._xz.eof:
+            raise BundleRefused("the bundle ends too early: it was not copied whole; copy it anew")
 
     def _some(self, count: int) -> bytes:
         if self._xz is None:
