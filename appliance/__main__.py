@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", help="some of reject,inspect,report: one systemd unit each")
     run.add_argument("--run-dir", type=Path)
     run.add_argument("--data-dir", type=Path)
+    done = verb("settle", _settle, "at boot: decide what was left on trial, by the station's health")
+    done.add_argument("--store", type=Path, help="the configuration store; default config in the data folder")
+    done.add_argument("--run-dir", type=Path)
+    done.add_argument("--data-dir", type=Path)
     verb("check", _check, "validate a configuration").add_argument("file", type=Path)
     verb("schema", _schema, "JSON Schema of the configuration")
     for name, function in (("rehearse", _rehearse), ("demo", _demo)):
@@ -205,6 +209,21 @@ def _supervise(options: argparse.Namespace, chosen: Chosen, paths: Paths, roles:
         broker.terminate()
         broker.wait(5)
     return 0
+
+
+def _settle(options: argparse.Namespace) -> int:
+    from appliance.box.store import Store
+    from appliance.wiring.settle import ConfigurationOnTrial, settle
+
+    try:
+        paths = _paths(options, "box")
+        store = Store(options.store or paths.data / "config")
+        configuration = ConfigurationOnTrial(store, paths.run, paths.data, SystemClock())
+        configuration.refresh()
+        return settle([configuration], paths.run, SystemClock())
+    except OSError as why:
+        sys.stderr.write(f"what is on trial cannot be decided: {why}\n")
+        return 2
 
 
 def _check(options: argparse.Namespace) -> int:

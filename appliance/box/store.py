@@ -114,6 +114,11 @@ class Store:
         trial = self.trial
         return trial is not None and trial.holds(self._boot(), self._now_ns())
 
+    def tried_in_this_boot(self) -> bool:
+        """Whether somebody may be running what is on trial, be it over or not. Raises OSError."""
+        trial = self.trial
+        return trial is not None and trial.boot_id == self._boot()
+
     def choose(self) -> Choice:
         """What is to run now. Only reads. Raises OSError."""
         state = self._state()
