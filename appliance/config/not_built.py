@@ -37,7 +37,6 @@ def not_built(station: Station) -> list[tuple[tuple[Any, ...], str, str]]:
         refuse(_changed(station.storage.ledger, setting), "storage", "ledger", setting)
     refuse(station.challenge, "challenge")
     refuse(station.storage.ledger.durable == "strict", "storage", "ledger", "durable", instead="write group")
-    refuse(station.signature == "require", "signature", instead="write warn")
     if station.mqtt:
         refuse(station.mqtt.sparkplug, "mqtt", "sparkplug")
         refuse(station.mqtt.home_assistant, "mqtt", "home_assistant")

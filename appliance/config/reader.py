@@ -85,7 +85,7 @@ def _guard(text: str) -> None:
         if isinstance(event, yaml.NodeEvent):
             nodes += 1
             if nodes > MAX_NODES:
-                raise ReadError(f"more than {MAX_NODES} keys and values; no station needs so many: take out what is not needed", mark)
+                raise ReadError(f"more than {MAX_NODES} keys and values; take out what no station needs", mark)
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_VALUE:
             raise ReadError(f"a value of {len(event.value)} characters; write at most {MAX_VALUE}", mark)
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):

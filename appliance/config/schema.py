@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 
 from appliance.config.addresses import (
     BrokerAddress,
@@ -28,6 +29,36 @@ Pixel = Literal[
     "bayer_rggb8", "bayer_bggr8", "bayer_grbg8", "bayer_gbrg8", "bayer_rggb10", "bayer_bggr10", "bayer_grbg10",
     "bayer_gbrg10", "bayer_rggb12", "bayer_bggr12", "bayer_grbg12", "bayer_gbrg12",
 ]  # fmt: skip
+
+
+_BUNDLE_FILE = re.compile(r"bundles/[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(/[A-Za-z0-9_][A-Za-z0-9 _.()+,=@-]{0,99}){1,6}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def _bundle_file(text: str) -> str:
+    """Raises ValueError."""
+    if not _BUNDLE_FILE.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is no file of a bundle; write for example bundles/cap-28mm/model.onnx")
+    return text
+
+
+def _digest(text: str) -> str:
+    """Raises ValueError."""
+    if not _DIGEST.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is no digest; write sha256: and 64 hex digits, as `appliance usb manifest` prints them")
+    return text
+
+
+def _remark(text: str) -> str:
+    """Raises ValueError."""
+    if len(text) > 200 or not text.isprintable():
+        raise ValueError("this is no line of text; write at most 200 printable characters")
+    return text
+
+
+BundleFile = Annotated[str, AfterValidator(_bundle_file)]
+Digest = Annotated[str, AfterValidator(_digest)]
+Remark = Annotated[str, AfterValidator(_remark)]
 
 
 class Section(BaseModel):
@@ -273,6 +304,8 @@ class Station(Section):
     version: Literal[1]
     station: str = Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=200, description="MQTT topic prefix")
     revision: int = Field(0, ge=0)
+    author: Remark = Field("", description="who made this revision; stands in the ledger when it is applied")
+    reason: Remark = Field("", description="why; stands in the ledger when it is applied")
     cameras: dict[Name, Camera] = Field(min_length=1)
     trigger: TriggerInput
     transport: Transport
@@ -293,6 +326,10 @@ class Station(Section):
         "auto", description="what judges: cuda = TensorRT on the GPU, cpu = this computer; auto = cuda on a Jetson, else cpu"
     )
     signature: Literal["off", "warn", "require"] = "warn"
+    integrity: dict[BundleFile, Digest] = Field(
+        {}, max_length=4096, description="SHA-256 of each file of each bundle, as `appliance usb manifest` prints them: what is "
+        "signed with this file"
+    )
     strict_start: bool = Field(
         False, description="true: end with exit 2 where this file cannot be used, instead of falling back or safe mode"
     )

@@ -94,7 +94,7 @@ def test_no_damage_raises_anything_but_a_config_error(at: int, new: bytes, cut: 
     ("old", "new", "word"),
     [
         ("  speed_mm_s: 500", "  encoder: {input: twin://e, mm_per_pulse: 0.2}\n", "pulses/s"),
-        ("signature: \"off\"", "signature: require", "not built yet"),
+        ("signature: \"off\"", "integrity: {models/a/b: x}", "bundles"),
         ("    fps: 60", "    fps: 60\n    gain: 3.0", "gain: not built yet"),
         ("signature: \"off\"", "storage: {ledger: {keep_days: 7}}", "keep_days: not built yet"),
         ("  output: twin://gate", "  output: twin://gate\n  on_review: divert", "no second gate"),
