@@ -20,7 +20,10 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from appliance.box.jetson import read_facts, read_temperatures, read_throttle, throttle_told
+from appliance.box import derate
+from appliance.box.jetson import read_facts
+from appliance.box.sensors import Reading, as_health, read
+from appliance.box.sysfs import Files
 from appliance.clock import now_ns
 from appliance.config import Station
 from appliance.inspect.stamps import StampProof
@@ -83,7 +86,7 @@ def selftest(
     json_file: Path | None,
 ) -> int:  # fmt: skip
     """Every step, told as it ends. Exit 0, or 1 when one failed; what could not be done here is no failure."""
-    before = read_throttle(bench.root)
+    before = _look(bench)
     steps = [_told(step, out) for step in _steps(station, bundles, loopback, bench)]
     steps.append(_told(_throttling(before, bench), out))
     failed = [step.name for step in steps if step.state == "failed"]
@@ -138,9 +141,24 @@ def _machine(bench: Bench) -> Step:
         step.say("not a Jetson: no /etc/nv_tegra_release")
     else:
         step.say(f"L4T {facts.l4t}, module {facts.module}, power mode {facts.power_mode or 'unknown'}")
-    heat = read_temperatures(bench.root)
-    step.figures["temperatures"] = asdict(heat)
+    look = _look(bench)
+    step.figures["sensors"] = as_health(look)
+    if look.hottest is not None:
+        limit = derate.limit_of(look.hottest)
+        says = f", slower from {limit[0]:g} °C on ({limit[1]})" if limit else ""
+        step.say(f"hottest: {look.hottest.name} {look.hottest.celsius:.1f} °C{says}")
+    if look.rails:
+        step.say("power: " + ", ".join(f"{rail.name} {rail.watts:.1f} W" for rail in look.rails if rail.watts is not None))
+    if look.watchdog is not None or look.chip is not None:
+        doubt = derate.watchdog_unproven(look, proven=False)
+        step.say("watchdog: " + (f"not proven: {doubt.what}" if doubt.bad else f"{look.watchdog and look.watchdog.identity}"))
+    for name, why in look.unreadable.items():
+        step.say(f"not to be believed: {name}: {why}")
     return step
+
+
+def _look(bench: Bench) -> Reading:
+    return read(Files(bench.root), bench.clock.now_ns(), clock=bench.clock.quality())
 
 
 def _libraries() -> Step:
@@ -174,16 +192,16 @@ def _place(module: str) -> str | None:
     return None if spec is None else str(spec.origin)
 
 
-def _throttling(before: Any, bench: Bench) -> Step:
+def _throttling(before: Reading, bench: Bench) -> Step:
     step = Step("throttling")
-    after = read_throttle(bench.root)
-    if before is None or after is None:
+    after = _look(bench)
+    moved = derate.since(before, after)
+    if not moved:
         step.skip("no throttle counters on this machine")
         return step
-    step.figures = {"before": asdict(before), "after": asdict(after)}
-    said = throttle_told(before, after, read_facts(bench.root).board.chip)
-    step.say(said or "nothing throttled while this ran")
-    if (before.oc1, before.oc2) != (after.oc1, after.oc2):  # the third counts peaks, which are normal at full power
+    step.figures = {"before": dict(before.events), "after": dict(after.events)}
+    step.say(derate.throttle_told(before.events, after.events, after.chip) or "nothing throttled while this ran")
+    if moved.get("oc1") or moved.get("oc2"):  # the third counts peaks, which are normal at full power
         step.state = "failed"
     return step
 

@@ -1,6 +1,6 @@
-"""What machine this is: L4T release, module, power mode, throttle counters, temperatures. Absent files are normal.
+"""What machine this is: L4T release, module, power mode. What it feels is in sensors.py. Absent files are normal.
 
-Nothing is found by number: hwmon3, thermal_zone2 and power mode 2 are other things on the next board (and release)."""
+Nothing is found by number: power mode 2 is another one on the next board (and release)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ _CHIP = re.compile(r"^nvidia,(tegra\d+)$")
 _POWER_MODEL = re.compile(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 _POWER_STATUS = re.compile(r"^pmode:(\d+)")
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB", re.MULTILINE)
-_OVERCURRENT = "soctherm_oc"  # the hwmon's name; Orin has it, Xavier's codes mean other things, Thor's is not known
 
 
 @dataclass(frozen=True)
@@ -31,23 +30,6 @@ class Board:
 
 
 @dataclass(frozen=True)
-class ThrottleCounts:
-    """Events since boot, as the counters stand; only a difference says anything."""
-
-    oc1: int
-    oc2: int
-    oc3: int
-
-
-@dataclass(frozen=True)
-class Temperatures:
-    """Degrees Celsius by zone type, lower case. ``unreadable``: zones whose block is switched off, or that failed."""
-
-    celsius: Mapping[str, float]
-    unreadable: int = 0
-
-
-@dataclass(frozen=True)
 class JetsonFacts:
     """One look at the machine. None = this machine has no such thing, or does not tell."""
 
@@ -55,8 +37,6 @@ class JetsonFacts:
     model: str | None
     board: Board
     power_mode: str | None
-    throttle: ThrottleCounts | None
-    temperatures: Temperatures
 
     @property
     def module(self) -> str | None:
@@ -71,8 +51,6 @@ def read_facts(root: Path = Path("/")) -> JetsonFacts:
         model=(_text(root / "proc/device-tree/model") or "").strip("\x00 \n") or None,
         board=board_of(_bytes(root / "proc/device-tree/compatible") or b""),
         power_mode=read_power_mode(root),
-        throttle=read_throttle(root),
-        temperatures=read_temperatures(root),
     )
 
 
@@ -109,56 +87,10 @@ def read_power_mode(root: Path = Path("/")) -> str | None:
     return power_mode(_text(root / "var/lib/nvpmodel/status") or "", power_modes(_text(root / "etc/nvpmodel.conf") or ""))
 
 
-def read_throttle(root: Path = Path("/")) -> ThrottleCounts | None:
-    """The over-current and under-voltage counters, found by the hwmon's name."""
-    for name in sorted((root / "sys/class/hwmon").glob("hwmon*/name")):
-        if (_text(name) or "").strip() == _OVERCURRENT:
-            counts = [_number(name.parent / f"oc{index}_event_cnt") for index in (1, 2, 3)]
-            return None if None in counts else ThrottleCounts(*(count or 0 for count in counts))
-    return None
-
-
-def throttle_told(before: ThrottleCounts, now: ThrottleCounts, chip: str | None) -> str | None:
-    """What happened between two looks, in words; None when nothing did. A counter that fell began anew at a boot."""
-    since = [one if one < old else one - old for old, one in zip(_three(before), _three(now))]
-    if not any(since):
-        return None
-    if chip != ORIN:  # the codes mean other things there
-        return "throttle events since the last look: " + ", ".join(f"oc{at} {one}" for at, one in enumerate(since, 1) if one)
-    told = (
-        f"under-voltage {since[0]} times: check the supply and its cable" if since[0] else "",
-        f"average current over its limit {since[1]} times: take a lower power mode" if since[1] else "",
-        f"current peaks cut {since[2]} times, which is normal in the highest power mode" if since[2] else "",
-    )
-    return "; ".join(filter(None, told))
-
-
-def read_temperatures(root: Path = Path("/")) -> Temperatures:
-    """All zones by type. A zone whose block is switched off gives an error instead of a number: counted, left out."""
-    celsius: dict[str, float] = {}
-    unreadable = 0
-    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        name, thousandths = (_text(zone / "type") or "").strip().lower(), _number(zone / "temp")
-        if not name or thousandths is None:
-            unreadable += 1
-        else:
-            celsius[name] = max(thousandths / 1000, celsius.get(name, -273.15))
-    return Temperatures(celsius, unreadable)
-
-
 def memory_available(root: Path = Path("/")) -> int | None:
     """Bytes that programs can still get, files in memory that can be dropped included; None where nobody says."""
     found = _AVAILABLE.search(_text(root / "proc/meminfo") or "")
     return int(found[1]) * 1024 if found else None
-
-
-def _three(counts: ThrottleCounts) -> tuple[int, int, int]:
-    return counts.oc1, counts.oc2, counts.oc3
-
-
-def _number(path: Path) -> int | None:
-    text = (_text(path) or "").strip()
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
 
 
 def _text(path: Path) -> str | None:

@@ -8,16 +8,12 @@ import pytest
 
 from appliance.box.jetson import (
     Board,
-    ThrottleCounts,
     board_of,
     l4t_release,
     memory_available,
     power_mode,
     power_modes,
     read_facts,
-    read_temperatures,
-    read_throttle,
-    throttle_told,
 )
 
 ORIN_NANO_MODES = """
@@ -45,13 +41,6 @@ def orin(tmp_path: Path) -> Path:
     write(tmp_path / "proc/device-tree/model", b"NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\x00")
     compatible = b"nvidia,p3768-0000+p3767-0005-super\x00nvidia,p3767-0005\x00nvidia,tegra234\x00"
     write(tmp_path / "proc/device-tree/compatible", compatible)
-    write(tmp_path / "sys/class/hwmon/hwmon0/name", "ina3221\n")
-    write(tmp_path / "sys/class/hwmon/hwmon7/name", "soctherm_oc\n")
-    for index, count in enumerate((0, 3, 41), 1):
-        write(tmp_path / f"sys/class/hwmon/hwmon7/oc{index}_event_cnt", f"{count}\n")
-    for index, (name, value) in enumerate((("cpu-thermal", "51250"), ("GPU-thermal", "48000"), ("tj-thermal", "52125"))):
-        write(tmp_path / f"sys/class/thermal/thermal_zone{index}/type", name + "\n")
-        write(tmp_path / f"sys/class/thermal/thermal_zone{index}/temp", value + "\n")
     return tmp_path
 
 
@@ -60,15 +49,11 @@ def test_an_orin_nano_tells_what_it_is(orin: Path) -> None:
     assert (facts.l4t, facts.module, facts.power_mode) == ("36.4.3", "p3767-0005", "MAXN_SUPER")
     assert facts.board == Board("p3767-0005", "p3768-0000", "tegra234", super_modes=True)
     assert facts.model == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
-    assert facts.throttle == ThrottleCounts(0, 3, 41)
-    assert facts.temperatures.celsius == {"cpu-thermal": 51.25, "gpu-thermal": 48.0, "tj-thermal": 52.125}
-    assert facts.temperatures.unreadable == 0
 
 
 def test_a_laptop_is_no_jetson_and_no_error(tmp_path: Path) -> None:
     facts = read_facts(tmp_path)
-    assert (facts.l4t, facts.model, facts.module, facts.power_mode, facts.throttle) == (None,) * 5
-    assert (dict(facts.temperatures.celsius), facts.temperatures.unreadable) == ({}, 0)
+    assert (facts.l4t, facts.model, facts.module, facts.power_mode) == (None,) * 4
 
 
 @pytest.mark.parametrize(
@@ -106,47 +91,6 @@ def test_the_same_number_is_another_power_mode_on_another_board() -> None:
     assert power_mode("pmode:0000", power_modes(ORIN_NX_MODES)) == "MAXN_SUPER"
     assert power_mode("pmode:0002", power_modes(ORIN_NX_MODES)) == "unnamed mode 2"
     assert power_mode("", power_modes(ORIN_NX_MODES)) is None
-
-
-def test_throttle_counters_are_found_by_name_wherever_they_are_numbered(orin: Path) -> None:
-    (orin / "sys/class/hwmon/hwmon7").rename(orin / "sys/class/hwmon/hwmon2")
-    assert read_throttle(orin) == ThrottleCounts(0, 3, 41)
-
-
-def test_a_counter_that_cannot_be_read_is_no_zero(orin: Path) -> None:
-    (orin / "sys/class/hwmon/hwmon7/oc1_event_cnt").unlink()
-    assert read_throttle(orin) is None
-
-
-def test_a_sleeping_zone_is_counted_and_the_others_are_read(orin: Path) -> None:
-    write(orin / "sys/class/thermal/thermal_zone8/type", "cv0-thermal\n")
-    (orin / "sys/class/thermal/thermal_zone8/temp").mkdir()  # reading it is an OSError, as of a power-gated block
-    found = read_temperatures(orin)
-    assert found.unreadable == 1 and found.celsius["tj-thermal"] == 52.125 and "cv0-thermal" not in found.celsius
-
-
-def test_zones_of_one_type_give_the_hottest(orin: Path) -> None:
-    write(orin / "sys/class/thermal/thermal_zone9/type", "gpu-thermal\n")
-    write(orin / "sys/class/thermal/thermal_zone9/temp", "-5000\n")
-    assert read_temperatures(orin).celsius["gpu-thermal"] == 48.0
-
-
-def test_under_voltage_names_the_supply_and_peaks_do_not_alarm() -> None:
-    before = ThrottleCounts(1, 0, 100)
-    assert throttle_told(before, before, "tegra234") is None
-    told = throttle_told(before, ThrottleCounts(3, 0, 100), "tegra234")
-    assert told == "under-voltage 2 times: check the supply and its cable"
-    assert "normal" in (throttle_told(before, ThrottleCounts(1, 0, 140), "tegra234") or "")
-
-
-def test_counters_that_began_anew_are_not_negative() -> None:
-    told = throttle_told(ThrottleCounts(9, 0, 0), ThrottleCounts(2, 0, 0), "tegra234")
-    assert told == "under-voltage 2 times: check the supply and its cable"
-
-
-def test_codes_of_another_chip_are_told_raw() -> None:
-    told = throttle_told(ThrottleCounts(0, 0, 0), ThrottleCounts(2, 0, 1), "tegra194")
-    assert told == "throttle events since the last look: oc1 2, oc3 1"
 
 
 def test_memory_that_only_caches_files_counts_as_free(tmp_path: Path) -> None:
