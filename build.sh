@@ -14,7 +14,8 @@ usage: ./build.sh VERB [arguments]
   check   ruff, mypy, import directions, belt and alarms against their oracles in 20,000 examples (some minutes)
   kernels the GPU kernels for every Jetson into build/kernels, by pinned compilers, without a GPU
   deb     the Debian package with its parts list and the bundle for updates, into build/deb: --arch amd64|arm64,
-          --python 3.10 (JetPack 6.2) ... 3.13; the same tree gives the same bytes
+          --python 3.10 (JetPack 6.2) ... 3.13; the same tree gives the same bytes; --validate holds the parts list
+          against CycloneDX's own schema
   bench   what this machine does: bench reject (a gate's edge against its due time), bench cpu (frame to verdict beside
           the bare engine, OpenVINO and a script), bench gpu (on a CUDA machine)
   box     the box as a virtual machine: a Debian with the package, its camera, GPIO and USB stick; what is missing is built
@@ -66,6 +67,10 @@ do_deb() {
   set_up
   cd "$here"
   [[ "$* $(uname -m)" != *arm64* && "$* $(uname -m)" != *aarch64 ]] || "$here/build.sh" kernels > /dev/null
+  if [[ " $* " == *" --validate "* ]]; then
+    fetch_beside cyclonedx tests/box/cyclonedx.lock
+    set -- "${@/#--validate/--validate=$venv/bench/cyclonedx}"
+  fi
   exec "$venv/bin/python" -m calibration.package "$@"
 }
 
@@ -86,7 +91,7 @@ do_bench() {
   cd "$here"
   case $bench in
     cpu)
-      fetch_for_bench openvino
+      fetch_beside openvino tests/bench/openvino.lock
       set -- --openvino "$venv/bench/openvino" "$@"
       ;;
     gpu) [[ -d build/kernels ]] || refuse "the kernels are not made yet: ./build.sh kernels" ;;
@@ -94,9 +99,9 @@ do_bench() {
   exec "$venv/bin/python" -m "tests.bench.bench_$bench" "$@"
 }
 
-# What a bench stands beside is no part of the product: fetched here only, and only once.
-fetch_for_bench() {
-  local folder=$venv/bench/$1 lock=tests/bench/$1.lock
+# What a bench or a check stands beside is no part of the product: fetched here only, and only once.
+fetch_beside() {
+  local folder=$venv/bench/$1 lock=$2
   [[ -f $folder/ready ]] && cmp -s "$lock" "$folder/ready" && return
   rm -rf "$folder"
   PIP_USER=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \

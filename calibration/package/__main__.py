@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,12 +19,19 @@ from appliance.model.kernel_images import SOURCES_FILE, sources_digest
 from calibration.package.content import HOME, NAME, control, depends, documents, program, system_files
 from calibration.package.deb import write_deb
 from calibration.package.lock import read_lock, run_time_pins
-from calibration.package.sbom import parts_list
+from calibration.package.sbom import licence_words, parts_list
 from calibration.package.source import Source, read_source
 from calibration.package.target import MACHINES, SYSTEMS, PackageError, Target, target
 from calibration.package.tree import Entry, in_order
 from calibration.package.wheels import Wheel, closure, fetch, unpacked
 
+_VALIDATE = """
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+wrong = JsonStrictValidator(SchemaVersion.V1_6).validate_str(open(sys.argv[1], encoding="utf-8").read())
+sys.exit(f"{wrong}" if wrong else 0)
+"""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -51,7 +60,8 @@ def build(root: Path, to: Target, out: Path, cache: Path, with_bundle: bool) -> 
     packages = in_order(one for files in by_wheel.values() for one in files)
     own = in_order([*program(source, kernel_images(root, to)), *packages])
     parts = parts_list(source, to, wheels, by_wheel, own, source.project["dependencies"])
-    data = in_order([*(one.under(HOME) for one in own), *system_files(source), *documents(source, parts)])
+    licences = {f"{wheel.name} {wheel.version}": licence_words(wheel.metadata) for wheel in wheels}
+    data = in_order([*(one.under(HOME) for one in own), *system_files(source), *documents(source, parts, licences)])
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{NAME}_{source.version}_{to.tag}"
     relations = depends(to, packages, max(_glibc(wheel) for wheel in wheels))
@@ -92,6 +102,14 @@ def _lay_out(entries: list[Entry], folder: Path) -> None:
         place.chmod(one.mode)
 
 
+def validate(document: Path, library: Path) -> None:
+    """Hold the parts list against CycloneDX's own schema; ``library``: the folder of its validator. Raises PackageError."""
+    command = [sys.executable, "-c", _VALIDATE, str(document)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(library)}, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise PackageError(f"{document} is no CycloneDX 1.6: {done.stderr.strip()[-2000:]}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0; 2 where it cannot be made."""
     parser = argparse.ArgumentParser(prog="./build.sh deb", description=__doc__)
@@ -100,10 +118,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", dest="out", type=Path, default=ROOT / "build" / "deb")
     parser.add_argument("--wheels", type=Path, default=ROOT / "build" / "wheels", help="where fetched wheels are kept")
     parser.add_argument("--no-bundle", action="store_true", help="only the package and its parts list")
+    parser.add_argument("--validate", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)  # build.sh fetched it there
     options = parser.parse_args(arguments)
     try:
         to = target(options.arch, options.python)
         made = build(ROOT, to, options.out, options.wheels, not options.no_bundle)
+        if options.validate:
+            validate(made.parts_list, options.validate)
     except (PackageError, BundleRefused, OSError) as why:
         sys.stderr.write(f"build.sh deb: {why}\n")
         return 2

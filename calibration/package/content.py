@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from calibration.package import elf
@@ -73,9 +73,9 @@ def _systemd_place(path: PurePosixPath) -> str | None:
     raise PackageError(f"systemd/{path}: nobody knows where that goes; name it in calibration/package/content.py")
 
 
-def documents(source: Source, parts_list: bytes) -> Iterator[Entry]:
-    """What a person reads on the box."""
-    yield Entry(f"{DOCUMENTS}/copyright", _copyright(source))
+def documents(source: Source, parts_list: bytes, licences: Mapping[str, str]) -> Iterator[Entry]:
+    """What a person reads on the box. ``licences``: of each vendored package."""
+    yield Entry(f"{DOCUMENTS}/copyright", _copyright(licences))
     yield Entry(f"{DOCUMENTS}/changelog.gz", gzip.compress(_changelog(source), 9, mtime=0))
     yield Entry(f"{DOCUMENTS}/appliance.cdx.json", parts_list)
     for name in ("SECURITY.md", "jetpack-requirements.txt"):
@@ -84,13 +84,14 @@ def documents(source: Source, parts_list: bytes) -> Iterator[Entry]:
     yield Entry(EXAMPLE, (source.root / "appliance/twin/station.yaml").read_bytes())
 
 
-def _copyright(source: Source) -> bytes:
-    licence = (source.root / "LICENSE").read_text(encoding="utf-8")
-    return (
-        "The inspection appliance, under the licence below. The Python packages in /usr/lib/appliance/packages are their\n"
-        "authors' and stand under the licences that lie beside each in its .dist-info folder; appliance.cdx.json lists them.\n\n"
-        f"{licence}"
-    ).encode()
+def _copyright(licences: Mapping[str, str]) -> bytes:
+    own = (
+        "The inspection appliance\nCopyright: its authors\nLicence: Apache-2.0\n\n"
+        "On Debian systems the text of that licence is /usr/share/common-licenses/Apache-2.0.\n\n"
+        "The Python packages in /usr/lib/appliance/packages are copyright of their authors. The licence of each lies in its\n"
+        ".dist-info folder; by its own words it is:\n\n"
+    )
+    return (own + "".join(f"  {name}: {licence}\n" for name, licence in licences.items())).encode()
 
 
 def _changelog(source: Source) -> bytes:
@@ -141,7 +142,7 @@ def control(source: Source, target: Target, data: Sequence[Entry], relations: st
         "Installed-Size": str(installed_kib(data)),
         "Depends": relations,
         "Suggests": "mosquitto, python3-gi, gir1.2-aravis-0.8",
-        "Section": "science",
+        "Section": "misc",
         "Priority": "optional",
         "Description": _description(target),
     }
@@ -153,9 +154,11 @@ def control(source: Source, target: Target, data: Sequence[Entry], relations: st
 def _description(target: Target) -> str:
     lines = [
         "optical inspection on a production line: one trigger, one verdict, one record",
-        "The firmware of an inspection camera box: rejectd, inspectd and reportd, their units and udev rules, and the",
-        f"Python packages they need, for {target.system} (Python {target.python}). CUDA, TensorRT, PyCUDA and jetson-utils",
-        "come from JetPack and are no part of it. A quality device, not a safety component.",
+        "The firmware of an inspection camera box: rejectd, inspectd and reportd,",
+        "their units and udev rules, and the Python packages they need,",
+        f"for {target.system} (Python {target.python}). CUDA, TensorRT, PyCUDA and",
+        "jetson-utils come from JetPack and are no part of it.",
+        "A quality device, not a safety component.",
     ]
     return "\n ".join(lines)
 

@@ -22,8 +22,10 @@ from calibration.package.tree import Entry
 from calibration.package.wheels import Wheel
 
 _NAMESPACE = uuid.UUID("6f3d9b1e-6f1c-5d0a-9c39-8f1f5d2a7c10")  # ours, drawn once
-# auditwheel's names: libcrypto-81259c47.so.1.1.1k, libopenblasp-r0-59ffcd50.3.15.so, libscipy_openblas64_-0b26b8ef.so
-_BUNDLED = re.compile(r"^lib(?P<name>.+?)-[0-9a-f]{8}(?:\.(?P<before>\d[\w.]*?))?\.so(?:\.(?P<after>[\w.]+))?$")
+# Wheels rename what they bring: libcrypto-81259c47.so.1.1.1k is libcrypto.so.1.1.1k, libopenblasp-r0-59ffcd50.3.15.so is
+# libopenblasp-r0.3.15.so.
+_RENAMED = re.compile(r"-[0-9a-f]{8}(?=[-.])")
+_LIBRARY = re.compile(r"^(?P<name>lib.+?)(?:-r?(?P<before>\d[\d.]*))?\.so(?:\.(?P<after>\w[\w.]*))?$")
 # What the box's system brings, by JetPack or distribution: named, not contained.
 _SYSTEM = (
     ("python3", "the interpreter", "required", ""),
@@ -49,8 +51,12 @@ def parts_list(
     dependencies: Sequence[str],
 ) -> bytes:  # fmt: skip
     """The document. ``packages``: each wheel's files as packaged; ``dependencies``: pyproject's."""
-    own = f"pkg:deb/appliance@{_quoted(source.version)}?arch={target.arch}"
     names = {wheel.name: _purl(wheel) for wheel in wheels}
+
+    def known(asked: Sequence[Requirement]) -> list[str]:
+        return sorted({names[name] for one in asked if (name := canonicalize_name(one.name)) in names})
+
+    own = f"pkg:deb/appliance@{_quoted(source.version)}?arch={target.arch}"
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -72,9 +78,8 @@ def parts_list(
             *(_system(*one) for one in _SYSTEM),
         ],
         "dependencies": [
-            {"ref": own, "dependsOn": sorted(names[canonicalize_name(Requirement(one).name)] for one in dependencies)},
-            *({"ref": names[wheel.name], "dependsOn": sorted(names[one] for one in wheel.requires(target) if one in names)}
-              for wheel in wheels),
+            {"ref": own, "dependsOn": known([Requirement(one) for one in dependencies])},
+            *({"ref": _purl(wheel), "dependsOn": known(wheel.requires(target))} for wheel in wheels),
         ],
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
@@ -95,10 +100,10 @@ def _wheel(wheel: Wheel, files: Sequence[Entry]) -> dict[str, Any]:
 def _library(one: Entry, wheel: Wheel) -> dict[str, Any]:
     """A library that a wheel brings with it: what its file name tells, for those who look for holes in it."""
     file = PurePosixPath(one.path).name
-    told = _BUNDLED.match(file)
+    told = _LIBRARY.match(_RENAMED.sub("", file))
     name, version = (told["name"], told["after"] or told["before"]) if told else (file, None)
     return {
-        "type": "library", "bom-ref": f"{_purl(wheel)}#{file}", "name": f"lib{name}" if told else name,
+        "type": "library", "bom-ref": f"{_purl(wheel)}#{file}", "name": name,
         **({"version": version} if version else {}),
         "hashes": [_sha256(one.data)], "properties": [_property("file", one.path)],
     }  # fmt: skip
@@ -136,6 +141,12 @@ def licences(metadata: Message) -> list[dict[str, Any]]:
     own = str(metadata.get("License") or "").strip().splitlines()
     words = own[0] if own else ", ".join(one.rpartition("::")[2].strip() for one in classifiers)
     return [{"license": {"name": words or "not told"}}]
+
+
+def licence_words(metadata: Message) -> str:
+    """The same in one line."""
+    told = (one.get("expression") or one["license"].get("id") or one["license"]["name"] for one in licences(metadata))
+    return ", ".join(map(str, told))
 
 
 def _purl(wheel: Wheel) -> str:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 # Debian's name of a processor → what Python calls it, and the ELF header's number for it.
 MACHINES = {"amd64": ("x86_64", 62), "arm64": ("aarch64", 183)}
-# Python → its full version and glibc in the oldest system that brings it, and which system that is.
+# Python → its full version and glibc (2.X) in the system that brings it, which one that is, and its JetPack.
 SYSTEMS = {
-    "3.10": ("3.10.12", 35, "Ubuntu 22.04, JetPack 6.2"),
-    "3.11": ("3.11.2", 36, "Debian 12"),
-    "3.12": ("3.12.3", 39, "Ubuntu 24.04, JetPack 7.2"),
-    "3.13": ("3.13.5", 41, "Debian 13"),
+    "3.10": ("3.10.12", 35, "Ubuntu 22.04", "JetPack 6.2"),
+    "3.11": ("3.11.2", 36, "Debian 12", None),
+    "3.12": ("3.12.3", 39, "Ubuntu 24.04", "JetPack 7.2"),
+    "3.13": ("3.13.5", 41, "Debian 13", None),
 }
 _OLDEST_GLIBC = 17  # manylinux2014: no wheel of ours is for less
 
@@ -42,7 +42,8 @@ class Target:
     @property
     def system(self) -> str:
         """Which system brings that Python."""
-        return SYSTEMS[self.python][2]
+        _full, _glibc, system, jetpack = SYSTEMS[self.python]
+        return f"{jetpack}, {system}" if jetpack and self.arch == "arm64" else system
 
     @property
     def tag(self) -> str:

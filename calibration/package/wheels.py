@@ -40,10 +40,10 @@ class Wheel:
     digest: str
     metadata: Message
 
-    def requires(self, target: Target, extras: Iterable[str] = ()) -> set[str]:
-        """Names of what it needs there, by its own words."""
+    def requires(self, target: Target, extras: Iterable[str] = ()) -> list[Requirement]:
+        """What it needs there, by its own words, if it is asked for with ``extras``."""
         told = (Requirement(line) for line in self.metadata.get_all("Requires-Dist", []))
-        return {canonicalize_name(one.name) for one in told if holds(one, target, extras)}
+        return [one for one in told if holds(one, target, extras)]
 
 
 def fetch(pins: Sequence[Pin], target: Target, cache: Path) -> list[Wheel]:
@@ -118,18 +118,19 @@ def closure(wheels: Sequence[Wheel], dependencies: Iterable[str], target: Target
     """Those that are needed by the wheels' own words, beginning at ``dependencies``. Raises PackageError where one is
     needed that is not there."""
     by_name = {wheel.name: wheel for wheel in wheels}
-    asked = [Requirement(one) for one in dependencies]
-    waiting: list[tuple[str, frozenset[str], str]] = []
-    waiting += [(canonicalize_name(one.name), frozenset(one.extras), "pyproject.toml") for one in asked]
-    needed: set[str] = set()
+    waiting = [(Requirement(one), "pyproject.toml") for one in dependencies]
+    seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
-        name, extras, whose = waiting.pop()
-        if name in needed or name in LEFT_OUT:
+        what, whose = waiting.pop()
+        name: str = canonicalize_name(what.name)
+        asked = (name, frozenset(what.extras))  # its extras bring more, also where it is needed without them already
+        if asked in seen or name in LEFT_OUT:
             continue
         if name not in by_name:
             raise PackageError(f"requirements.lock: {whose} needs {name} on {target.tag}, and the lock has none; make it anew")
-        needed.add(name)
-        waiting += [(one, frozenset(), name) for one in sorted(by_name[name].requires(target, extras))]
+        seen.add(asked)
+        waiting += [(one, name) for one in by_name[name].requires(target, what.extras)]
+    needed = {name for name, _extras in seen}
     return [wheel for wheel in wheels if wheel.name in needed]
 
 
