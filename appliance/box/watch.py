@@ -94,8 +94,8 @@ class BoxWatch:
         modes, hottest = derate.engine_modes(inspect), reading.hottest
         condition = self._watch.step(reading, modes, self._boot.watchdog_proven(reading))
         health = as_health(reading, before)
-        health["boots"] = self._boot.count
-        health["highest_ppm"] = derate.highest_rate(derate.judge_ms(inspect))
+        more = {"boots": self._boot.count, "highest_ppm": derate.highest_rate(derate.judge_ms(inspect))}
+        health.update({name: value for name, value in more.items() if value is not None})
         health["derated"] = list(condition.measures)
         alarms = dict(condition.alarms)
         if self._hung:
