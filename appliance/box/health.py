@@ -15,7 +15,7 @@ from appliance.paths import Paths
 from appliance.ports import Clock
 
 STEADY_NS = 3_000_000_000  # all well for so long, and not between two crashes
-FRESH_NS = 3_000_000_000  # reportd writes every second
+FRESH_NS = 2_500_000_000  # reportd writes every second
 PATIENCE_NS = 120_000_000_000  # an engine whose building did not get on for so long hangs
 LONGEST_BUILD_NS = 2 * 3600 * 1_000_000_000  # TensorRT takes minutes for a net; one that begins anew for ever ends here
 LOOK_NS = 200_000_000
@@ -24,26 +24,34 @@ _WELL = ("running", "purging", "held")
 
 @dataclass(frozen=True)
 class Health:
-    """What was seen so far. ``why``: in words what is amiss, "" = nothing; ``well_since_ns``: since when nothing is;
-    ``deadline_ns``: until when it may take, later while engines are built; ``building``: what and how far it was."""
+    """What was seen so far. ``why``: in words what is amiss, "" = nothing; ``well_since_ns``, ``well_until_ns``: from when to
+    when it was written that nothing is; ``deadline_ns``: until when it may take, later while engines are built;
+    ``building``: what and how far it was."""
 
     began_ns: int
     deadline_ns: int
     why: str = "nothing was seen yet"
     well_since_ns: int | None = None
+    well_until_ns: int = 0
     building: tuple[str, float] | None = None
 
-    def healthy(self, now_ns: int) -> bool:
+    @property
+    def healthy(self) -> bool:
         """All well for long enough."""
-        return self.well_since_ns is not None and now_ns - self.well_since_ns >= STEADY_NS
+        return self.well_since_ns is not None and self.well_until_ns - self.well_since_ns >= STEADY_NS
 
 
 def look(health: Health, seen: Any, now_ns: int, digest: str | None, version: str | None) -> Health:
     """``health`` after one more observation. ``seen``: state.json's value with ``again``, the roles that were asked to begin
     anew and have not; None: nothing could be read. ``digest``, ``version``: of what has to run, None: whatever."""
     why = _amiss(seen, now_ns, digest, version)
-    since_ns = (health.well_since_ns if health.well_since_ns is not None else now_ns) if not why else None
-    return _patient(replace(health, why=why, well_since_ns=since_ns), seen, now_ns)
+    if why:
+        health = replace(health, why=why, well_since_ns=None)
+    else:  # by reportd's own time: a file that is not written anew says nothing of the time after
+        written_ns = seen["written_ns"]
+        since_ns = health.well_since_ns if health.well_since_ns is not None else written_ns
+        health = replace(health, why="", well_since_ns=since_ns, well_until_ns=written_ns)
+    return _patient(health, seen, now_ns)
 
 
 def wait_healthy(
@@ -59,7 +67,7 @@ def wait_healthy(
         before_ns = health.deadline_ns
         now_ns = clock.now_ns()
         health = look(health, read(), now_ns, digest, version)
-        if health.healthy(now_ns):
+        if health.healthy:
             return ""
         if health.deadline_ns > before_ns:
             extended(health.deadline_ns)
