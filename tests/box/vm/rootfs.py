@@ -17,7 +17,7 @@ from tests.box.vm.kernel import kernel
 PACKAGES = "mmdebstrap e2fsprogs uidmap fakeroot"
 SUITE = "bookworm"
 _SIZE = "3G"  # sparse
-_DEBIAN = "systemd-sysv udev dbus python3 mosquitto kmod e2fsprogs dosfstools"
+_DEBIAN = "systemd-sysv udev dbus python3 mosquitto kmod e2fsprogs dosfstools dmsetup"
 _GUEST_FILES = ("agent.py", "vm-agent.service")
 # no network to wait for, no terminals to serve, no clock to set
 _MASKED = "systemd-networkd-wait-online.service getty@tty1.service serial-getty@ttyS0.service console-getty.service " \
