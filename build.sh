@@ -18,6 +18,8 @@ usage: ./build.sh VERB [arguments]
           against CycloneDX's own schema
   bench   what this machine does: bench reject (a gate's edge against its due time), bench cpu (frame to verdict beside
           the bare engine, OpenVINO and a script), bench gpu (on a CUDA machine)
+  image   NVIDIA's Linux_for_Tegra made into a camera box's (sudo ./build.sh image --l4t DIR --jetpack 6.2|7.2): what is
+          installed, locked, disabled and flashed; --selftest does it with a stand-in, emulated (some minutes)
   box     the box as a virtual machine: a Debian with the package, its camera, GPIO and USB stick; what is missing is built
           first, some minutes (--build: only that; other arguments go to pytest)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
@@ -81,6 +83,17 @@ do_box() {
   "$venv/bin/python" -m tests.box.vm
   [[ ${1:-} == --build ]] && return
   APPLIANCE_BOX=1 exec "$venv/bin/python" -m pytest -rs -s -m machine tests/box "$@"
+}
+
+# A root file system is root's, so this runs under sudo. What a stand-in costs: an arm64 Debian, fetched and kept in build/.
+do_image() {
+  set_up
+  cd "$here"
+  if [[ ${1:-} == --selftest ]]; then
+    shift
+    exec env APPLIANCE_ARM64=1 "$venv/bin/python" -m pytest -rs -s tests/box/test_image_emulated.py "$@"
+  fi
+  exec "$venv/bin/python" -m calibration.image "$@"
 }
 
 do_bench() {
@@ -170,7 +183,7 @@ install_lock() {
 
 verb=${1:-help}
 case $verb in
-  demo | test | check | kernels | deb | box | bench) shift; "do_$verb" "$@" ;;
+  demo | test | check | kernels | deb | image | box | bench) shift; "do_$verb" "$@" ;;
   help | -h | --help) usage ;;
   *) usage >&2; refuse "no verb '$verb'" ;;
 esac
