@@ -31,6 +31,8 @@ log = logging.getLogger("appliance.reject")
 
 RETRY_NS = 100 * MS
 _MOST_TO_INSPECT = 2000
+OUTPUTS_WAIT_NS = 5_000 * MS  # at boot udev gives a pin its group, and a coupler takes its connection, after we are up
+_OUTPUTS_LOOK_S = 0.05
 _SENDS_PER_TURN = 16  # a reconnecting reportd gets its backlog in slices: the gate comes first
 _STOP_NS = 1_500 * MS  # how long a stopping rejectd stays for the last records to be acknowledged
 
@@ -122,12 +124,22 @@ class Rejectd:
         self._listener.close()
 
     def _outputs_first(self) -> None:
-        """Each output to its start level. The first effects move it there again, and tell of one that is still away."""
-        for name, output in self._outputs.items():
-            try:
-                output.set(output.start, self._clock.now_ns())
-            except OutputLost as why:
-                log.warning("output %s is not in its start level yet: %s", name, why)
+        """Each output to its start level. One that is away is waited for, the others stand meanwhile; the first effects tell
+        of one that stays away."""
+        end_ns = self._clock.now_ns() + OUTPUTS_WAIT_NS
+        away = dict.fromkeys(self._outputs, "")
+        while away:
+            for name in list(away):
+                try:
+                    self._outputs[name].set(self._outputs[name].start, self._clock.now_ns())
+                    del away[name]
+                except OutputLost as why:
+                    away[name] = str(why)
+            if self._clock.now_ns() >= end_ns:
+                break
+            select.select([], [], [], _OUTPUTS_LOOK_S if away else 0.0)
+        for name, text in away.items():
+            log.warning("output %s is not in its start level yet: %s", name, text)
 
     # --- waiting and reading --------------------------------------------------------------------------------
 

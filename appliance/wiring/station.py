@@ -14,9 +14,10 @@ from appliance.config import Address, Station, find_bundle
 from appliance.config.schema import Modbus, Mqtt
 from appliance.identity import running_version
 from appliance.paths import Paths
-from appliance.ports import Clock, Input, Output
+from appliance.ports import BoxSensors, Clock, Input, Output
 from appliance.reject.belt import Belt, ConstantBelt, EncoderBelt
 from appliance.reject.daemon import RejectBuild
+from appliance.reject.opening import OpenedLater
 from appliance.reject.plan import AlarmPlan, EncoderPlan, GatePlan, Plan, Window
 
 if TYPE_CHECKING:
@@ -146,11 +147,12 @@ def _output(
 
 
 def output_of(name: str, address: Address, start: bool, longest_on_ms: int | None, paths: Paths, clock: Clock) -> Output:
-    """One digital output by its address. Raises OutputLost."""
+    """One digital output by its address. Raises OutputLost; a pin that cannot be had yet is opened when it can be."""
     if address.scheme == "gpio":
         from appliance.devices.output_gpio import GpioOutput
 
-        return GpioOutput(name, address, start, False, longest_on_ms, clock, _gpio_lines())
+        opener = partial(GpioOutput, name, address, start, False, longest_on_ms, clock, _gpio_lines())
+        return OpenedLater(name, start, False, longest_on_ms, opener)
     if address.scheme == "modbus":
         from appliance.devices.output_modbus import ModbusOutput
 
@@ -257,7 +259,7 @@ def load_recipe(station: Station, data_dir: Path | None, progress: Progress) -> 
     plan = RecipePlan(
         station.active, station.recipe.number, digest, tuple(looks), frozenset(images.keep), images.passes_every
     )
-    return Loaded(plan, watches, machine.memory, close, tuple(machine.told))
+    return Loaded(plan, watches, machine.memory, close, tuple(machine.told), tuple(sorted(machine.power_modes)))
 
 
 def look_of(
@@ -406,8 +408,15 @@ def report_build(station: Station, clock: Clock, generation: int | None = None, 
     commands = frozenset(station.mqtt.commands if station.mqtt else ())
     return ReportBuild(
         station.station, station.simulated, broker_maker(station, commands), commands, station.digest, station.crc32,
-        plc_maker(station.modbus, clock), running_version(), station.revision, generation, fallback,
+        plc_maker(station.modbus, clock), running_version(), station.revision, generation, fallback, box=partial(box_sensors, clock),
     )  # fmt: skip
+
+
+def box_sensors(clock: Clock, data_dir: Path) -> BoxSensors:
+    """The sensors of this machine."""
+    from appliance.box.watch import BoxWatch
+
+    return BoxWatch(clock, data_dir)
 
 
 def broker_maker(station: Speaks, commands: frozenset[str]) -> Any:
