@@ -97,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("--engine", choices=("auto", "cuda", "cpu"), help="what judges; default the station's, else auto")
     test.add_argument("--json", type=Path)
     test.add_argument("--data-dir", type=Path)
+    for name, function, told in (("twin", _twin, "the simulated line of a twin:// station, parts without end"),
+                                 ("broker", _broker, "the broker of a station that says `broker: embedded`")):  # fmt: skip
+        one = verb(name, function, told)
+        one.add_argument("-c", dest="file", type=Path, required=True)
+        one.add_argument("--wanted", action="store_true", help="only say by the exit code whether the station asks for it")
+        one.add_argument("--ppm", type=float, default=120.0)
+        one.add_argument("--seed", type=int, default=1)
+        one.add_argument("--run-dir", type=Path)
+        one.add_argument("--data-dir", type=Path)
     for name in ("teach", "usb"):
         verb(name, _not_built, "not built yet").add_argument("rest", nargs="*")
     return parser
@@ -209,6 +218,45 @@ def _supervise(options: argparse.Namespace, chosen: Chosen, paths: Paths, roles:
         broker.terminate()
         broker.wait(5)
     return 0
+
+
+def _twin(options: argparse.Namespace) -> int:
+    from appliance.config import ConfigError
+    from appliance.wiring.store import chosen_digest
+
+    try:
+        chosen, paths = _chosen(options, ())
+        station = chosen.station
+        if station is None or any(camera.source.scheme != "twin" for camera in station.cameras.values()):
+            sys.stderr.write(f"{options.file}: its cameras are not twin://; the simulated line is not wanted\n")
+            return 1
+        if options.wanted:
+            return 0
+        from appliance.twin import show
+
+        scenario = show.scenario_of(station, paths, options.ppm, options.seed)
+        return show.show(scenario, lambda: chosen_digest(options.file, station.digest) != station.digest, of_this_process())
+    except (ConfigError, ValueError, OSError) as why:
+        sys.stderr.write(f"{why}\n")
+        return 2
+
+
+def _broker(options: argparse.Namespace) -> int:
+    from appliance.config import ConfigError
+
+    try:
+        chosen, _paths_ = _chosen(options, ())
+    except (ConfigError, OSError) as why:
+        sys.stderr.write(f"{why}\n")
+        return 2
+    if chosen.broker != "embedded":
+        sys.stderr.write(f"{options.file}: its broker is not `embedded`; this one is not wanted\n")
+        return 1
+    if options.wanted:
+        return 0
+    from appliance.devices.broker_embedded import run
+
+    return run(1883)
 
 
 def _settle(options: argparse.Namespace) -> int:

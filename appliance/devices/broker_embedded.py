@@ -37,16 +37,21 @@ async def serve(port: int) -> None:
     await broker.shutdown()
 
 
+def run(port: int) -> int:
+    """In this process, until SIGTERM. Exit 0."""
+    for name in ("transitions", "amqtt"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    asyncio.run(serve(port))
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=1883)
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
-    for name in ("transitions", "amqtt"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # never outlive whoever started us
-    asyncio.run(serve(options.port))
-    return 0
+    return run(options.port)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ class World:
             for fate in self._line.fates(now_ns):
                 self._write(fate)
 
+    def feed(self, parts: int) -> None:
+        """Lay so many more on the belt."""
+        self._line.feed(parts, self._clock.now_ns())
+
     def close(self) -> None:
         for fate in self._line.still_on_belt():
             self._write(fate)
@@ -254,7 +258,7 @@ class World:
     def _control(self, link: SocketLink, control: TwinControl) -> None:
         now_ns = self._clock.now_ns()
         if control.verb == "feed":
-            self._line.feed(int(control.arguments["parts"]), now_ns)
+            self.feed(int(control.arguments["parts"]))
         elif control.verb == "fault" and control.arguments["name"] == "double-trigger":
             self._line.glint_next()
         elif control.verb == "fault":

@@ -80,6 +80,18 @@ def load_chosen(store: Store, data_dir: Path | None) -> Chosen:
     return Chosen(None, None, "; ".join(told) or choice.why, essentials)
 
 
+def chosen_digest(place: Path, until_then: str) -> str:
+    """Of what is to run now by the store at ``place``, "" for none; ``until_then`` where that is a file, or cannot be read."""
+    if not place.is_dir():
+        return until_then
+    try:
+        generation = Store(place).choose().generation
+    except OSError as why:
+        log.warning("what is to run cannot be read (%s); this goes on as it is", why)
+        return until_then
+    return generation.digest if generation else ""
+
+
 def _bytes_of(one: Generation) -> bytes:
     """The configuration's bytes, if they are still those that were put there. Raises ConfigError."""
     try:
