@@ -25,7 +25,20 @@ from appliance.inspect.matching import Matcher
 from appliance.inspect.pulse import Pulse
 from appliance.inspect.stamps import StampProof
 from appliance.link import SocketLink, connect
-from appliance.messages import Ack, Event, FrameSeen, Health, Heard, Hello, InspectState, Message, Stored, Trigger, Verdict
+from appliance.messages import (
+    Ack,
+    Command,
+    Event,
+    FrameSeen,
+    Health,
+    Heard,
+    Hello,
+    InspectState,
+    Message,
+    Stored,
+    Trigger,
+    Verdict,
+)
 from appliance.model.bundle import BundleError
 from appliance.model.golden import GoldenError
 from appliance.notify import Notifier
@@ -57,6 +70,8 @@ class Loaded:
     close: Callable[[], None]
     """Networks, memory and GPU given back, in this thread, when no camera writes any more."""
     told: tuple[str, ...] = ()
+    power_modes: tuple[str, ...] = ()
+    """The power modes in which the GPU's engines were built; empty where the processor judges."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,8 @@ class Inspectd:
         self._announced: int | None = None
         self._unannounced = self._unannounced_ns = 0
         self._staged: dict[str, int] = {}
+        self._spare = False
+        self._power_modes: tuple[str, ...] = ()
         self._unload: Callable[[], None] | None = None
         self._threads: list[CameraThread] = []
         self.stopping = self.failed = False
@@ -172,10 +189,12 @@ class Inspectd:
                 self._give_up(str(why))
             return
         recipe, self._watches, self._unload = loaded.recipe, loaded.watches, loaded.close
+        self._power_modes = loaded.power_modes
         if loaded.told:
             log.warning("%s", "; ".join(loaded.told))
             self._event("engine", {"told": list(loaded.told)})
         self._inspector = Inspector(recipe, self._build.matchers, self._archive, self._clock)
+        self._inspector.spare_passes = self._spare
         self._inspector.verdict_ready = self._verdict_ready
         models = {look.camera: look.network.identity for look in recipe.looks}
         self._state = msgspec.structs.replace(
@@ -320,6 +339,8 @@ class Inspectd:
                 log.warning("%s is gone", name[1:] + "d")
                 link.close()
                 setattr(self, name, None)
+                if name == "_report":
+                    self._spare_passes(False)  # nobody would tell when it is cool again; the next reportd tells anew
                 continue
             for message in messages:
                 self._hear(message)
@@ -331,9 +352,19 @@ class Inspectd:
             self._inspector.on_trigger(message)
         elif isinstance(message, Heard):
             self._verdicts.pop(message.part, None)
+        elif isinstance(message, Command) and message.verb == "spare":
+            self._spare_passes(message.arguments.get("passes") is True)
         elif isinstance(message, Ack):
             for n in [n for n in self._events if n <= message.n]:
                 del self._events[n]
+
+    def _spare_passes(self, spare: bool) -> None:
+        """The box is hot, as reportd tells it: no images of passed parts are kept. No verdict hangs on it."""
+        if spare != self._spare:
+            self._spare = spare
+            log.warning("images of passed parts are %s", "not kept: the box is hot" if spare else "kept again")
+        if self._inspector:
+            self._inspector.spare_passes = spare
 
     def _take_frames(self) -> None:
         while not self._frames.empty():
@@ -475,11 +506,13 @@ class Inspectd:
             for name, camera in self._build.cameras.items()
         }
         if self._inspector:
-            recent = sorted(self._inspector.latencies_ms)
-            if len(recent) > 1:
-                cuts = statistics.quantiles(recent, n=100)
-                values["latency_ms"] = {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(recent[-1], 2)}
+            for name, taken in (("latency_ms", self._inspector.latencies_ms), ("judge_ms", self._inspector.judge_ms)):
+                if len(taken) > 1:
+                    cuts = statistics.quantiles(taken, n=100)
+                    values[name] = {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(max(taken), 2)}
+            values["engine_power_modes"] = list(self._power_modes)
             values["image_health"] = self._inspector.health_figures()
+            values["passes_spared"] = self._inspector.passes_spared
             values["counts"] = self._inspector.counts
             values["engines"] = {look.camera: look.network.statistics() for look in self._inspector.looks}
         values["archive"] = self._archive.counts

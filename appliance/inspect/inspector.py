@@ -65,6 +65,7 @@ class _Pending:
     preprocess_ms: float = 0.0
     infer_ms: float = 0.0
     decide_ms: float = 0.0
+    busy_ms: float = 0.0
 
 
 class Inspector:
@@ -88,6 +89,11 @@ class Inspector:
         self.unfit = ""
         """Why the model is not believed any more (its golden vectors): parts are blind from then on."""
         self.latencies_ms: deque[float] = deque(maxlen=1000)
+        self.judge_ms: deque[float] = deque(maxlen=1000)
+        """How long each of the last parts kept the one who judges: looking, answering, copying images."""
+        self.spare_passes = False
+        """The box is hot: images of passed parts are not kept. Touches nothing but images."""
+        self.passes_spared = 0
         self.verdict_ready: Callable[[], None] | None = None
         """Sends what ``to_reject`` holds: called before any image of the part is copied."""
 
@@ -128,10 +134,11 @@ class Inspector:
             if match.frame:
                 match.frame.release()
             return
+        begun_ns = self._clock.now_ns()
         if match.frame is None:
             missed = Judgement("missed", None, None, None, -1)
             pending.judged[camera] = missed if match.kind == "missed" else blind("ambiguous")
-        elif self._clock.now_ns() >= pending.trigger.deadline_ns:
+        elif begun_ns >= pending.trigger.deadline_ns:
             self.counts["skipped_late"] += 1  # no frame is begun whose part is committed already
             match.frame.release()
             return
@@ -139,6 +146,9 @@ class Inspector:
             pending.judged[camera] = self._look(camera, match.frame, pending)
             pending.kept.append(_Kept(camera, match.frame))
         self._answer(match.part, pending)
+        pending.busy_ms += (self._clock.now_ns() - begun_ns) / 1e6
+        if pending.sent:
+            self.judge_ms.append(pending.busy_ms)
 
     def _look(self, camera: str, frame: Frame, pending: _Pending) -> Judgement:
         if self.unfit:
@@ -228,11 +238,14 @@ class Inspector:
                 self.to_report.append(Stored(part, kept.camera, "", "", dropped=True))
 
     def _wants(self, verdict: str) -> bool:
+        wanted = verdict in self._recipe.keep
         if verdict == "pass" and self._recipe.passes_every:
             self._passes += 1
-            if self._passes % self._recipe.passes_every == 0:
-                return True
-        return verdict in self._recipe.keep
+            wanted |= self._passes % self._recipe.passes_every == 0
+        if wanted and verdict == "pass" and self.spare_passes:
+            self.passes_spared += 1
+            return False
+        return wanted
 
     def _forget_old(self, now_ns: int) -> None:
         while self._pending:

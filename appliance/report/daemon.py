@@ -20,7 +20,7 @@ from appliance.link import Listener, SocketLink, connect
 from appliance.messages import Ack, Command, Event, Hello, InspectState, Message, PartClosed, Reply, Status
 from appliance.notify import Notifier
 from appliance.paths import Paths
-from appliance.ports import Clock, LinkClosed, Publisher
+from appliance.ports import BoxSensors, BoxTold, Clock, LinkClosed, Publisher
 from appliance.report.dialogue import remembered
 from appliance.report.ledger import Ledger
 from appliance.report.outbox import Outbox
@@ -84,6 +84,8 @@ class ReportBuild:
     generation: int | None = None
     fallback: str = ""
     safe: str = ""
+    box: Callable[[Path], BoxSensors] | None = None
+    """The machine's sensors, given the data folder; None: they are not looked at."""
 
 
 class Reportd:
@@ -106,6 +108,10 @@ class Reportd:
         self._plc_map.on_counts(self.ledger.counts)
         self._run_before = self.ledger.run if self.ledger.counts["triggers"] else ""
         self._plc = build.plc(self._plc_map) if build.plc else None
+        self._box = build.box(paths.data) if build.box else None
+        self._box_told: BoxTold | None = None
+        self._warnings: list[str] = []
+        self._spared: tuple[SocketLink, bool] | None = None
         self._retry_ns = self._health_ns = 0
         self._ceiling = 0
         self._replies: OrderedDict[str, bytes] = OrderedDict()
@@ -147,6 +153,7 @@ class Reportd:
         self._read_spool(now_ns)
         self._acknowledge(self.reporter.step(now_ns))
         self._plc_step(now_ns)
+        self._box_step(now_ns)
         self._watch_wall_clock(now_ns)
         self._hear_of_configurations(now_ns)
         self._light_lamp()
@@ -165,6 +172,8 @@ class Reportd:
         self._acknowledge(self.reporter.drain(self._clock.now_ns()))
         if self._plc:
             self._plc.close()
+        if self._box:
+            self._box.close()
         while self._broker and self._broker.connected and self.outbox.backlog and self._clock.now_ns() < end_ns:
             self._publish()
             select.select([self._broker], [], [], 0.05)
@@ -349,6 +358,36 @@ class Reportd:
             if not self._tell_rejectd(command):
                 self._plc_map.not_sent(command.id)
 
+    # --- the box -------------------------------------------------------------------------------------------------
+
+    def _box_step(self, now_ns: int) -> None:
+        """Warnings of the machine under the station, each change of one in the chain; and what is spared when it is hot."""
+        if self._box is None:
+            return
+        told = self._box.told(self.reporter.told_by("inspect"), now_ns)
+        self._spare(told.keep_passes)
+        if told is self._box_told:
+            return
+        self._box_told = told
+        for code in sorted(self._box.codes):
+            raised = code in told.alarms
+            text = sentence(code, told.alarms[code]) if raised else ""
+            if self.reporter.own_alarm(code, raised, text):
+                (self._warnings.append if raised else self._warnings.remove)(code)
+                self._own_event("alarm_raised" if raised else "alarm_cleared", {"code": code, "text": text, "latched": False})
+        self._plc_map.on_box(told.temperature_c, told.throttle_flags, self._warnings)
+
+    def _spare(self, keep_passes: bool) -> None:
+        """inspectd keeps no images of passed parts meanwhile; one that begins anew keeps them until it hears of it."""
+        link = self._inspect[0] if self._inspect else None
+        if link is None or self._spared == (link, keep_passes) or (keep_passes and self._spared is None):
+            return
+        try:
+            if link.send(Command("box", "spare", {"passes": not keep_passes}, "report")):
+                self._spared = (link, keep_passes)
+        except LinkClosed:
+            return  # the next read finds it closed
+
     # --- configurations --------------------------------------------------------------------------------------
 
     def _hear_of_configurations(self, now_ns: int) -> None:
@@ -423,12 +462,14 @@ class Reportd:
             return
         self._health_ns = now_ns + HEALTH_NS
         disk = shutil.disk_usage(self._paths.data)
-        own = {
+        own: dict[str, Any] = {
             "disk_free_gb": round(disk.free / 1e9, 2), "load_1min": round(os.getloadavg()[0], 2),
             "mqtt_backlog": self.outbox.backlog, "ledger_waiting": self.ledger.waiting,
             "broker": self._broker.reason if self._broker else "none",
             "modbus": self._plc.reason if self._plc else "none", "clock": self._clock.quality(),
         }  # fmt: skip
+        if self._box_told:
+            own["box"] = self._box_told.health
         self.reporter.put("health", self.reporter.health(own))
         self._notifier.status(f"recording; {self.outbox.backlog} entries wait for the broker ({own['broker']})")
 

@@ -55,6 +55,9 @@ class PlcMap:
         self._beat_ns = 0
         self._plc_seen_ns = 0
         self._plc_lost = False
+        self._temperature_c: float | None = None
+        self._throttle_flags = 0
+        self._warnings: tuple[str, ...] = ()
 
     # --- reportd's side -------------------------------------------------------------------------------------------
 
@@ -106,6 +109,11 @@ class PlcMap:
         """One of ``commands`` could not be handed to rejectd."""
         with self._lock:
             self._commands.not_sent(command_id)
+
+    def on_box(self, temperature_c: float | None, throttle_flags: int, warnings: Sequence[str]) -> None:
+        """How the machine under the station stands. ``warnings``: codes of reportd's own alarms, the oldest first."""
+        with self._lock:
+            self._temperature_c, self._throttle_flags, self._warnings = temperature_c, throttle_flags, tuple(warnings)
 
     def step(self, now_ns: int, quality: ClockQuality) -> None:
         """Look at the PLC's heartbeat; call it at every turn of the loop."""
@@ -242,7 +250,8 @@ class PlcMap:
             registers[20 + 2 * place : 22 + 2 * place] = _u32(self._counts.get(name, 0))
         registers[36:38] = _u32(status.counts.get("consecutive_fails", 0) if status else 0)
         registers[38:40] = _u32(len(self._ring) + (self._shown is not None))
-        registers[40:44] = [CLOCKS.index(self._quality), UNKNOWN_SIGNED, 0, int(self._simulated)]
+        celsius = UNKNOWN_SIGNED if self._temperature_c is None else _signed(self._temperature_c, 10)
+        registers[40:44] = [CLOCKS.index(self._quality), celsius, self._throttle_flags & 0xFFFF, int(self._simulated)]
         registers[44:46] = _u32(status.in_flight if status else 0)
         registers[60:65] = [0x1234, 0x1234, 0x5678, *struct.unpack(">HH", struct.pack(">f", 1.5))]
         return registers
@@ -269,12 +278,13 @@ class PlcMap:
         return self._code("fault") or self._code("hold")
 
     def _code(self, effect: Effect) -> int:
-        """The number of the alarm of that effect which stands longest, 0 = none."""
+        """The number of the alarm of that effect which stands longest, rejectd's before reportd's own; 0 = none."""
         alarms = self._status.alarms if self._status else ()
         standing = [one for one in alarms if one.code in FAULTS and FAULTS[one.code].effect == effect]
         if standing:
             return FAULTS[min(standing, key=lambda one: one.since_us).code].number
-        return FAULTS["plc_lost"].number if effect == "warn" and self._plc_lost else 0
+        own = (("plc_lost",) if self._plc_lost else ()) + self._warnings
+        return next((FAULTS[code].number for code in own if FAULTS[code].effect == effect), 0)
 
     def _alive(self, now_ns: int) -> bool:
         return self._status is not None and now_ns - self._status.alive_ns <= ALIVE_NS

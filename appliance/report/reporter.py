@@ -114,12 +114,17 @@ class Reporter:
         self.status = None
         self.put("state", {"state": "fault", "reason": "rejectd does not answer", "since": None, "progress": 0.0})
 
-    def own_alarm(self, code: str, raised: bool, what: str) -> None:
-        """An alarm of reportd's own, told when it changes."""
+    def own_alarm(self, code: str, raised: bool, what: str) -> bool:
+        """An alarm of reportd's own, told when it changes. Returns whether it did."""
         if raised == (code in self._alarms):
-            return
+            return False
         (self._alarms.add if raised else self._alarms.discard)(code)
         self.put(f"alarm/{code}", {"raised": raised, "latched": False, "text": what, "since": None})
+        return True
+
+    def told_by(self, source: str) -> dict[str, Any]:
+        """A process's own figures of the health topic."""
+        return self._health.get(source, {})
 
     def health(self, own: dict[str, Any]) -> dict[str, Any]:
         """The health topic's payload."""

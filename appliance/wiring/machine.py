@@ -27,6 +27,8 @@ class Machine(Protocol):
     memory: FrameMemory
     told: list[str]
     """What a person should know of the engines that were made."""
+    power_modes: set[str]
+    """In which they were built; empty for those that are not built here."""
 
     def network(self, bundle: Bundle, white_balance: Gains, progress: Progress) -> Any:
         """A ports.Network that is Replayable. Raises BundleError, EngineError in words."""
@@ -43,6 +45,7 @@ class CpuMachine:
 
         self.memory: FrameMemory = PlainMemory()
         self.told: list[str] = []
+        self.power_modes: set[str] = set()
 
     def network(self, bundle: Bundle, white_balance: Gains = NO_GAINS, progress: Progress | None = None) -> Any:
         """onnxruntime, or OpenVINO where it is faster and installed."""
@@ -65,6 +68,7 @@ class GpuMachine:
         self._data_dir, self._site, self._build = data_dir, site, build
         self.memory: FrameMemory = self._site.gpu.memory()
         self.told: list[str] = []
+        self.power_modes: set[str] = set()
 
     def network(self, bundle: Bundle, white_balance: Gains, progress: Progress) -> Any:
         """The engine that may run (licensed INT8, else float16), built first where it is missing; measured again."""
@@ -76,6 +80,8 @@ class GpuMachine:
             return jetson_inference_network(bundle, white_balance)
         ready = ensure_engine(bundle, self._site.here, self._data_dir, progress, self._build)
         network, slower = start_network(self._site, bundle, ready, white_balance)
+        if ready.figures.power_mode is not None:
+            self.power_modes.add(ready.figures.power_mode)
         self.told += [f"{bundle.name}: {text}" for text in (*ready.told, *((slower,) if slower else ()))]
         return network
 

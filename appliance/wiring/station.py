@@ -408,7 +408,8 @@ def report_build(station: Station, clock: Clock, generation: int | None = None, 
     commands = frozenset(station.mqtt.commands if station.mqtt else ())
     return ReportBuild(
         station.station, station.simulated, broker_maker(station, commands), commands, station.digest, station.crc32,
-        plc_maker(station.modbus, clock), running_version(), station.revision, generation, fallback, box=partial(box_sensors, clock),
+        plc_maker(station.modbus, clock), running_version(), station.revision, generation, fallback,
+        box=partial(box_sensors, clock),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +196,7 @@ def safe_report_build(chosen: Chosen, clock: Clock) -> ReportBuild:
     return ReportBuild(
         station.station, bool(known.get("simulated", False)), wiring.broker_maker(station, commands), commands, "",
         plc=wiring.plc_maker(modbus, clock), version=running_version(), safe=chosen.why,
+        box=partial(wiring.box_sensors, clock),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from appliance.box import watch as module
 from appliance.box.watch import BoxWatch
 from appliance.clock import SystemClock, now_ns
+from appliance.messages import ClockQuality
 from appliance.ports import BoxTold
 from tests.box.trees import agx_orin, boot, lay, orin_nano, watchdog
 
@@ -121,22 +123,30 @@ def test_more_hung_files_than_a_kernel_can_have_are_told_and_no_thread_is_begun_
     until(box, lambda told: "thermal_zone7" in told.alarms.get("sensors_silent", ""))
     assert len(box._hung) == module._MOST_HUNG == 4
     for _ in range(3):
-        before = box.told({}, now_ns())
-        until(box, lambda told, before=before: told is not before)
+        until(box, partial(lambda before, told: told is not before, box.told({}, now_ns())))
     assert len(set(threading.enumerate()) - others) == 5
     for one in let_go:
         one()
 
 
-def test_a_look_that_fails_in_a_way_nobody_foresaw_is_told_and_the_next_one_is_tried(
-    begin: Callable[[], BoxWatch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = module.read
-    monkeypatch.setattr(module, "read", lambda *_: 1 / 0)  # no file of any kind brings it about
-    box = begin()
+class Broken(SystemClock):
+    """A clock that fails until it is mended."""
+
+    mended = False
+
+    def quality(self) -> ClockQuality:
+        if not self.mended:
+            raise ZeroDivisionError("nobody foresaw it")
+        return super().quality()
+
+
+def test_a_look_that_fails_in_a_way_nobody_foresaw_is_told_and_the_next_one_is_tried(root: Path, data: Path) -> None:
+    clock = Broken()
+    box = BoxWatch(clock, data, root, PERIOD_NS)
     assert "see the log" in until(box, lambda told: "sensors_silent" in told.alarms).alarms["sensors_silent"]
-    monkeypatch.setattr(module, "read", looks)
+    clock.mended = True
     assert "sensors_silent" not in until(box, lambda told: told.temperature_c is not None).alarms
+    box.close()
 
 
 # --- boots and the watchdog ---------------------------------------------------------------------------------------
