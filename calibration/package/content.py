@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +15,7 @@ from calibration.package.tree import PROGRAM, Entry
 NAME = "appliance"
 HOME = "usr/lib/appliance"
 DOCUMENTS = "usr/share/doc/appliance"
+_UNITS = "usr/lib/systemd/system"
 SCRIPTS = Path(__file__).parent / "debian"
 EXAMPLE = "usr/share/appliance/station.yaml"
 # What of systemd/ goes where: by the folder it lies in, units by their kind.
@@ -69,7 +69,7 @@ def _systemd_place(path: PurePosixPath) -> str | None:
     if top in _SYSTEMD_FOLDERS and len(path.parts) == 2:
         return f"{_SYSTEMD_FOLDERS[top]}/{path}"
     if top.endswith(_UNIT_KINDS) or (top.endswith(".d") and top.removesuffix(".d").endswith(_UNIT_KINDS)):
-        return f"usr/lib/systemd/system/{path}"
+        return f"{_UNITS}/{path}"
     raise PackageError(f"systemd/{path}: nobody knows where that goes; name it in calibration/package/content.py")
 
 
@@ -78,7 +78,7 @@ def documents(source: Source, parts_list: bytes, licences: Mapping[str, str]) ->
     yield Entry(f"{DOCUMENTS}/copyright", _copyright(licences))
     yield Entry(f"{DOCUMENTS}/changelog.gz", gzip.compress(_changelog(source), 9, mtime=0))
     yield Entry(f"{DOCUMENTS}/appliance.cdx.json", parts_list)
-    for name in ("SECURITY.md", "jetpack-requirements.txt"):
+    for name in ("README.md", "SECURITY.md", "jetpack-requirements.txt"):
         if name in source.files:
             yield Entry(f"{DOCUMENTS}/{name}", (source.root / name).read_bytes())
     yield Entry(EXAMPLE, (source.root / "appliance/twin/station.yaml").read_bytes())
@@ -147,7 +147,9 @@ def control(source: Source, target: Target, data: Sequence[Entry], relations: st
         "Description": _description(target),
     }
     text = "".join(f"{name}: {value}\n" for name, value in fields.items())
-    scripts = [Entry(path.name, _script(path, target), PROGRAM) for path in sorted(SCRIPTS.iterdir())]
+    units = sorted(PurePosixPath(one.path).name for one in data if one.path.startswith(f"{_UNITS}/"))
+    words = {"@PYTHON@": f"/usr/bin/python{target.python}", "@UNITS@": " ".join(one for one in units if "@" not in one)}
+    scripts = [Entry(path.name, _script(path, words), PROGRAM) for path in sorted(SCRIPTS.iterdir())]
     return [Entry("control", text.encode()), Entry("md5sums", md5sums(data)), *scripts]
 
 
@@ -163,8 +165,8 @@ def _description(target: Target) -> str:
     return "\n ".join(lines)
 
 
-def _script(path: Path, target: Target) -> bytes:
+def _script(path: Path, words: Mapping[str, str]) -> bytes:
     text = path.read_text(encoding="utf-8")
-    if not re.match(r"#!/bin/sh\n", text):
-        raise PackageError(f"{path}: no shell script")
-    return text.replace("@PYTHON@", f"/usr/bin/python{target.python}").encode()
+    for name, value in words.items():
+        text = text.replace(name, value)
+    return text.encode()
