@@ -106,8 +106,19 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--seed", type=int, default=1)
         one.add_argument("--run-dir", type=Path)
         one.add_argument("--data-dir", type=Path)
-    for name in ("teach", "usb"):
-        verb(name, _not_built, "not built yet").add_argument("rest", nargs="*")
+    for name, function, actions, told in (
+        ("usb", _usb, ("apply", "removed", "unreadable", "manifest"), "a stick: apply it; digests of the bundles to go on one"),
+        ("keys", _keys, ("enrol", "list"), "whose signatures count: enrolled from a stick, at the first start only"),
+    ):
+        one = verb(name, function, told)
+        one.add_argument("action", choices=actions)
+        one.add_argument("place", type=Path, nargs="?", help="a folder, or with --device where that is mounted meanwhile")
+        one.add_argument("why", nargs="?", default="", help="unreadable: in words")
+        one.add_argument("--device", type=Path, help="the stick's partition; without it PLACE is a plain folder")
+        one.add_argument("--store", type=Path, help="the configuration store; default config in the data folder")
+        one.add_argument("--run-dir", type=Path)
+        one.add_argument("--data-dir", type=Path)
+    verb("teach", _not_built, "not built yet").add_argument("rest", nargs="*")
     return parser
 
 
@@ -399,6 +410,18 @@ def _status(options: argparse.Namespace) -> int:
         sys.stderr.write(f"{why}\n")
         return 2
     return watch(station, sys.stdout, sys.stderr, for_ever=options.watch)
+
+
+def _usb(options: argparse.Namespace) -> int:
+    from appliance.wiring.stick_verbs import usb
+
+    return usb(options, sys.stdout, sys.stderr)
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from appliance.wiring.stick_verbs import keys
+
+    return keys(options, sys.stdout, sys.stderr)
 
 
 def _not_built(_options: argparse.Namespace) -> int:
