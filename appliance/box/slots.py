@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"(\d+)|(~)|([^\d~]+)")
 
 Verb = Literal[
     "unstamp", "clear", "unpack", "compile", "flush", "place", "preflight", "stamp", "begin_trial", "again", "mark_good",
-    "give_up", "go_back",
+    "give_up", "go_back", "tell",
 ]  # fmt: skip
 
 
@@ -48,15 +48,31 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Owed:
+    """An event that the ledger is to hear of: decided in the same write as what it tells, so no cut comes between."""
+
+    kind: str
+    old: str
+    new: str
+    who: str
+    why: str
+    text: str
+
+
+@dataclass(frozen=True)
 class State:
     """What state.json says. ``active``: the slot that runs, None: the package; ``package``: the package's version when that
-    was decided (another one has the say since); ``proved``: by slot, the digest of what was good in it once."""
+    was decided (another one has the say since); ``proved``: by slot, the digest of what was good in it once; ``who`` and
+    ``why``: of the trial; ``owed``: oldest first."""
 
     active: str | None = None
     package: str = ""
     trial: Trial | None = None
     proved: tuple[tuple[str, str], ...] = ()
     failed: tuple[Failed, ...] = ()
+    who: str = ""
+    why: str = ""
+    owed: tuple[Owed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,8 @@ class Stamp:
 class Seen:
     """What is there. ``stamps``: of slots that can run here; ``folders``: all names in the slots' folder that are folders;
     ``runs``: the slot that the launcher chooses now, or ``packaged``; ``package``: the package's version; ``boot_id``,
-    ``now_ns`` (CLOCK_BOOTTIME): now; ``told``: the version that the station's processes say they run, None: not told."""
+    ``now_ns`` (CLOCK_BOOTTIME): now; ``told``: the version that the station's processes say they run, None: not told;
+    ``blocked``: why the launcher does not choose what it should, "" = it does."""
 
     stamps: Mapping[str, Stamp]
     folders: frozenset[str]
@@ -82,6 +99,7 @@ class Seen:
     boot_id: str
     now_ns: int
     told: str | None = None
+    blocked: str = ""
 
     def identity_of(self, name: str) -> str:
         """How the tree of that name calls itself while it runs."""
@@ -114,14 +132,17 @@ def state_of(value: Any) -> State:
     """From its JSON; what cannot be believed is left out, as the launcher does."""
     value = value if isinstance(value, dict) else {}
     active, package, trial = value.get("active"), value.get("package"), trial_of(value.get("trial"))
-    proved, failed = value.get("proved"), value.get("failed")
+    proved, failed, owed = value.get("proved"), value.get("failed"), value.get("owed")
     return State(
         active if active in SLOTS else None,
-        package if isinstance(package, str) else "",
+        _text(package),
         trial if trial and trial.what in SLOTS else None,
         tuple((name, digest) for name, digest in sorted(proved.items()) if name in SLOTS and isinstance(digest, str))
         if isinstance(proved, dict) else (),
         tuple(one for one in map(_failed_of, failed) if one)[-KEPT_FAILURES:] if isinstance(failed, list) else (),
+        _text(value.get("who")),
+        _text(value.get("why")),
+        tuple(one for one in map(_owed_of, owed) if one) if isinstance(owed, list) else (),
     )  # fmt: skip
 
 
@@ -133,7 +154,22 @@ def json_of(state: State) -> dict[str, Any]:
         "trial": as_json(state.trial),
         "proved": dict(state.proved),
         "failed": [vars(one) for one in state.failed],
+        "who": state.who,
+        "why": state.why,
+        "owed": [vars(one) for one in state.owed],
     }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _owed_of(value: Any) -> Owed | None:
+    try:
+        one = Owed(**value)
+    except TypeError:  # none of ours
+        return None
+    return one if all(isinstance(text, str) for text in vars(one).values()) else None
 
 
 def _failed_of(value: Any) -> Failed | None:
@@ -216,9 +252,22 @@ def trying(slot: str) -> list[Step]:
     return [Step("begin_trial", slot), Step("again")]
 
 
-def ending(why: str) -> list[Step]:
+def ending(state: State, seen: Seen, why: str) -> list[Step]:
     """After the health check. ``why``: what is amiss, "" = healthy."""
-    return [Step("give_up", why=why), Step("again")] if why else [Step("mark_good")]
+    if not why:
+        return [Step("mark_good"), Step("tell")]
+    # Whoever started since another boot's trial chose rightly, and is left alone.
+    again = [Step("again")] if state.trial and state.trial.boot_id == seen.boot_id else []
+    return [Step("give_up", why=why), *again, Step("tell")]
+
+
+def lost(state: State, seen: Seen) -> str:
+    """Why a trial that was begun is lost already, "" = none is."""
+    trial = state.trial
+    if trial is None or trial.holds(seen.boot_id, seen.now_ns):
+        return ""
+    same = trial.boot_id == seen.boot_id
+    return "its time was over before it was healthy" if same else "the box was restarted during its trial"
 
 
 def returning(state: State, seen: Seen) -> list[Step]:
@@ -226,7 +275,7 @@ def returning(state: State, seen: Seen) -> list[Step]:
     back = came_from(state, seen)
     if back == seen.runs and not state.trial:
         return []
-    return [Step("go_back", back), Step("again")]
+    return [Step("go_back", back), Step("again"), Step("tell")]
 
 
 def came_from(state: State, seen: Seen) -> str:
@@ -241,17 +290,11 @@ def came_from(state: State, seen: Seen) -> str:
 
 
 def settling(state: State, seen: Seen) -> list[Step]:
-    """What a cut or a killed update left behind; [] where all is well, or a trial still waits for its health check."""
-    trial = state.trial
-    if trial and trial.holds(seen.boot_id, seen.now_ns):
-        return []
-    steps: list[Step] = []
-    if trial:
-        same = trial.boot_id == seen.boot_id
-        why = "its time was over before it was healthy" if same else "the box was restarted during its trial"
-        steps.append(Step("give_up", why=why))
+    """What a cut or a killed update left behind; [] where all is well. A trial that holds waits for its health check."""
+    why = lost(state, seen)
+    steps = ending(state, seen, why) if why else [Step("tell")] if state.owed else []
     # Whoever was started in a trial that is over runs on with it until asked.
-    if seen.told is not None and seen.told != seen.identity_of(seen.runs):
+    if not state.trial and seen.told is not None and seen.told != seen.identity_of(seen.runs):
         steps.append(Step("again"))
     for name in sorted(seen.folders):
         if name.removesuffix(".part") in SLOTS and name not in seen.stamps and name not in (seen.runs, state.active):
@@ -262,10 +305,11 @@ def settling(state: State, seen: Seen) -> list[Step]:
 # --- what state.json says after a step ---------------------------------------------------------------------
 
 
-def with_trial(state: State, seen: Seen, slot: str, until_ns: int) -> State:
+def with_trial(state: State, seen: Seen, slot: str, until_ns: int, who: str = "", why: str = "") -> State:
     """After ``begin_trial``, and once more where it needs longer."""
     active = state.active if state.package == seen.package else None  # what another package replaced comes back no more
-    return replace(state, active=active, package=seen.package, trial=Trial(slot, active, seen.boot_id, until_ns))
+    trial = Trial(slot, active, seen.boot_id, until_ns)
+    return replace(state, active=active, package=seen.package, trial=trial, who=who or state.who, why=why or state.why)
 
 
 def with_good(state: State, seen: Seen) -> State:
@@ -275,8 +319,12 @@ def with_good(state: State, seen: Seen) -> State:
         raise ValueError("the trial is over, and the version before it is chosen again; install the bundle anew")
     digest = seen.stamps[trial.what].digest
     proved = {name: known for name, known in state.proved if name in seen.stamps and known == seen.stamps[name].digest}
-    failed = tuple(one for one in state.failed if one.digest != digest)
-    return State(trial.what, seen.package, None, tuple(sorted({**proved, trial.what: digest}.items())), failed)
+    owed = _owed(state, seen, "update_applied", trial.before, trial.what, "the station is healthy with it: it is kept")
+    return replace(
+        state, active=trial.what, package=seen.package, trial=None, owed=owed,
+        proved=tuple(sorted({**proved, trial.what: digest}.items())),
+        failed=tuple(one for one in state.failed if one.digest != digest),
+    )  # fmt: skip
 
 
 def without_trial(state: State, seen: Seen, why: str) -> State:
@@ -284,9 +332,11 @@ def without_trial(state: State, seen: Seen, why: str) -> State:
     trial = state.trial
     if trial is None:
         return state
+    owed = _owed(state, seen, "update_returned", trial.what, trial.before, why)
     stamp = seen.stamps.get(trial.what)
     tries = 1 if trial.boot_id != seen.boot_id else TRIES
-    return replace(with_failure(state, stamp.digest, stamp.version, tries, why) if stamp else state, trial=None)
+    failed = with_failure(state, stamp.digest, stamp.version, tries, why) if stamp else state
+    return replace(failed, trial=None, owed=owed)
 
 
 def with_failure(state: State, digest: str, version: str, tries: int, why: str) -> State:
@@ -296,6 +346,14 @@ def with_failure(state: State, digest: str, version: str, tries: int, why: str) 
     return replace(state, failed=(*others, Failed(digest, version, before + tries, why))[-KEPT_FAILURES:])
 
 
-def gone_back(state: State, seen: Seen, name: str) -> State:
+def gone_back(state: State, seen: Seen, name: str, who: str, why: str) -> State:
     """After ``go_back`` to a slot or the package."""
-    return replace(state, active=None if name == PACKAGED else name, package=seen.package, trial=None)
+    asked = replace(state, who=who, why=why)
+    owed = _owed(asked, seen, "update_returned", seen.runs, name, "a person asked for it")
+    return replace(asked, active=None if name == PACKAGED else name, package=seen.package, trial=None, owed=owed)
+
+
+def _owed(state: State, seen: Seen, kind: str, old: str | None, new: str | None, text: str) -> tuple[Owed, ...]:
+    """One more. ``old``, ``new``: names of slots, None: the package's."""
+    before, after = seen.identity_of(old or PACKAGED), seen.identity_of(new or PACKAGED)
+    return (*state.owed, Owed(kind, before, after, state.who, state.why, f"{before} -> {after}: {text}"))[-KEPT_FAILURES:]

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from appliance.box.again import ROLES, begin_anew
 from appliance.box.app_bundle import BundleRefused, Manifest, unpack
 from appliance.box.durable import boot_id, fsync_folder, fsync_tree, read_json, write_json
 from appliance.box.health import read_state
-from appliance.box.slots import Seen, Stamp, State, Step
+from appliance.box.slots import Owed, Seen, Stamp, State, Step
 from appliance.clock import boottime_ns
 
 PREFLIGHT_S = 600  # a rehearsal of 50 parts takes 10 s of one laptop core, most of it for the bank of judged images
@@ -99,7 +99,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 @dataclass
 class Doer:
-    """``configuration``: what the station runs now, for the new version to look at; ``boot``, ``now_ns`` (CLOCK_BOOTTIME) and
+    """``configuration``: what the station runs now, for the new version to look at; ``who`` asks for what is done, and
+    ``why``; ``tell``: leaves an event for the ledger, on disk when it returns; ``boot``, ``now_ns`` (CLOCK_BOOTTIME) and
     ``child`` are the machine's own unless told."""
 
     places: Places
@@ -107,7 +108,10 @@ class Doer:
     boot: Callable[[], str] = boot_id
     now_ns: Callable[[], int] = boottime_ns
     child: Child = bounded
-    offer: Offer | None = field(default=None)
+    offer: Offer | None = None
+    who: str = ""
+    why: str = ""
+    tell: Callable[[Owed], None] = lambda owed: None
 
     # --- looking --------------------------------------------------------------------------------------------
 
@@ -121,10 +125,10 @@ class Doer:
         python, arch, _user = launch.this_process()
         here = (python, arch, folder.lstat().st_uid if folder.exists() else os.geteuid())  # the daemons' eyes, not root's
         boot, now_ns = self.boot(), self.now_ns()
-        runs, _stamp, _why = launch.choose(str(folder), package, boot, now_ns, here)
+        runs, _stamp, blocked = launch.choose(str(folder), package, boot, now_ns, here)
         names = frozenset(os.listdir(folder)) if folder.exists() else frozenset()
         stamps = {name: stamp for name in launch.SLOTS if (stamp := _stamp_of(folder / name, here))}
-        return Seen(stamps, names, runs, package, boot, now_ns, _told(read_state(self.places.run)))
+        return Seen(stamps, names, runs, package, boot, now_ns, _told(read_state(self.places.run)), blocked)
 
     def free(self, slot: str) -> int:
         """Bytes that will be free once ``slot`` was cleared. Raises OSError."""
@@ -140,10 +144,11 @@ class Doer:
         self.places.slots.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.places.slots / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as why:
+                raise UpdateFailed("another update is being made; wait until it is decided") from why
             yield
-        except BlockingIOError as why:
-            raise UpdateFailed("another update is being made; wait until it is decided") from why
         finally:
             os.close(descriptor)
 
@@ -232,7 +237,7 @@ class Doer:
         if not self.places.run.is_dir():
             raise UpdateFailed(f"no station runs here (no folder {self.places.run}); start it, then install the bundle anew")
         seen = self.seen()
-        self._write(slots.with_trial(self.state(), seen, step.name, seen.now_ns + slots.TRIAL_NS))
+        self._write(slots.with_trial(self.state(), seen, step.name, seen.now_ns + slots.TRIAL_NS, self.who, self.why))
 
     def _again(self, _step: Step) -> None:
         if self.places.run.is_dir():  # else nobody runs, and who starts chooses rightly
@@ -248,7 +253,14 @@ class Doer:
         self._write(slots.without_trial(self.state(), self.seen(), step.why))
 
     def _go_back(self, step: Step) -> None:
-        self._write(slots.gone_back(self.state(), self.seen(), step.name))
+        self._write(slots.gone_back(self.state(), self.seen(), step.name, self.who, self.why))
+
+    def _tell(self, _step: Step) -> None:
+        """After a cut between the two, once more."""
+        for owed in self.state().owed:
+            self.tell(owed)
+            state = self.state()
+            self._write(replace(state, owed=state.owed[1:]))
 
     def _write(self, state: State) -> None:
         write_json(self.places.slots / launch.STATE, slots.json_of(state))
