@@ -9,6 +9,8 @@ _LAMPS = {
     "stick_inserted": "on",
     "configuration_offered": "on",
     "configuration_applied": "slow",
+    "configuration_unchanged": "slow",
+    "stick_served": "slow",
     "configuration_refused": "fast",
     "configuration_returned": "fast",
     "stick_unreadable": "fast",
