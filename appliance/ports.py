@@ -346,8 +346,9 @@ class BoxSensors(Protocol):
     codes: frozenset[str]
     """Every alarm that ``told`` may raise."""
 
-    def told(self, inspect: Mapping[str, Any], now_ns: int) -> BoxTold:
-        """How it stands; the same object until something is new. ``inspect``: inspectd's figures of the health topic."""
+    def told(self, inspect: Mapping[str, Any], now_ns: int) -> BoxTold | None:
+        """How it stands; the same object until something is new, None before the first look. ``inspect``: inspectd's
+        figures of the health topic."""
         ...
 
     def close(self) -> None:

@@ -16,11 +16,12 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO})
 
 class Files:
     """One look at the files below ``root``; never raises. ``at``: the file being read now, "" = none. ``unreadable``:
-    file -> why, for those that are there and give nothing that can be believed. ``skip``: files that are left alone."""
+    file -> why, for those that are there and give nothing that can be believed. ``skip``: files that are left alone, as it
+    stands when each would be read."""
 
     def __init__(self, root: Path = Path("/"), skip: Collection[str] = ()) -> None:
         self.root = root
-        self._skip = frozenset(skip)
+        self._skip = skip
         self.at = ""
         self.unreadable: dict[str, str] = {}
         self._hwmon: list[tuple[str, Path]] | None = None
@@ -33,7 +34,7 @@ class Files:
     def begin(self, name: str) -> bool:
         """Say that ``name`` is read now, unless it is left alone."""
         if name in self._skip:
-            self.unreadable[name] = "it hung when it was read, and is left alone until the next start"
+            self.unreadable[name] = "it hung when it was read, and is left alone"
             return False
         self.at = name
         return True

@@ -21,7 +21,7 @@ PERIOD_NS = 5_000_000_000
 SILENT_NS = 3 * PERIOD_NS  # a look takes milliseconds: after this it hangs, and what was read is old
 _MOST_HUNG = 4  # files left alone one after another; with more of them the kernel itself is ill
 
-_UNKNOWN = BoxTold({}, None, 0, True, {})
+_NOTHING = BoxTold({}, None, 0, True, {})
 
 
 class BoxWatch:
@@ -29,22 +29,26 @@ class BoxWatch:
 
     codes = derate.CODES | {"sensors_silent"}
 
-    def __init__(self, clock: Clock, data_dir: Path, root: Path = Path("/"), period_ns: int = PERIOD_NS) -> None:
-        self._clock, self._root, self._period_ns = clock, root, period_ns
+    def __init__(
+        self, clock: Clock, data_dir: Path, root: Path = Path("/"), period_ns: int = PERIOD_NS, silent_ns: int = SILENT_NS
+    ) -> None:  # fmt: skip
+        self._clock, self._root, self._period_ns, self._silent_ns = clock, root, period_ns, silent_ns
         self._disks = (data_dir, root)
         self._watch = derate.Watch()
         self._stop = threading.Event()
-        self._hung: list[str] = []
+        self._hung: dict[str, Files] = {}
+        """Files left alone, and by whose look each was found; whoever comes back from one takes it out."""
+        self._forgiven: set[str] = set()
         self._newest: tuple[Reading, Reading | None] | None = None  # replaced whole: the one thing both threads touch
         self._seen: Reading | None = None
-        self._told = _UNKNOWN
+        self._told: BoxTold | None = None
         self._boot = _Boot(data_dir / "box.json")
         self._heard_ns = clock.now_ns()
         self._files = Files(root)
         self._read_on()
 
-    def told(self, inspect: Mapping[str, Any], now_ns: int) -> BoxTold:
-        """How it stands; the same object until there is a new look, or none for too long."""
+    def told(self, inspect: Mapping[str, Any], now_ns: int) -> BoxTold | None:
+        """How it stands; the same object until there is a new look, or none for too long. None before the first."""
         newest = self._newest
         if newest is not None and newest[0] is not self._seen:
             self._seen, before = newest
@@ -76,18 +80,21 @@ class BoxWatch:
                 log.exception("a look at the machine")
             else:
                 if files is not self._files:
-                    return  # it came back after all; what it read is old
+                    self._forgive(files)
+                    return  # what it read is old
                 self._newest = (reading, before)
                 before = reading
             due_ns = max(due_ns + self._period_ns, self._clock.now_ns())
             self._stop.wait((due_ns - self._clock.now_ns()) / 1e9)
             files.forget()
 
-    # --- the caller --------------------------------------------------------------------------------------------
+    def _forgive(self, files: Files) -> None:
+        """It came back after all: a machine that stood still for a while. A file that does it twice stays left alone."""
+        for name in [name for name, by in list(self._hung.items()) if by is files and name not in self._forgiven]:
+            self._forgiven.add(name)
+            del self._hung[name]
 
-    @property
-    def _silent_ns(self) -> int:
-        return SILENT_NS * self._period_ns // PERIOD_NS
+    # --- the caller --------------------------------------------------------------------------------------------
 
     def _judge(self, reading: Reading, before: Reading | None, inspect: Mapping[str, Any]) -> BoxTold:
         self._boot.note(self._root, reading)
@@ -99,7 +106,7 @@ class BoxWatch:
         health["derated"] = list(condition.measures)
         alarms = dict(condition.alarms)
         if self._hung:
-            alarms["sensors_silent"] = f"reading {', '.join(self._hung)} does not end; the other sensors are read on"
+            alarms["sensors_silent"] = f"reading {', '.join(list(self._hung))} does not end; the other sensors are read on"
         celsius = None if hottest is None else hottest.celsius
         return BoxTold(alarms, celsius, condition.flags, condition.keep_passes, health)
 
@@ -108,13 +115,14 @@ class BoxWatch:
         stands on, for nobody knows better; a temperature that is old is none."""
         at = self._files.at
         what = f"reading {at} does not end" if at else "no look at the machine came to its end; see the log of reportd"
-        if self._told.alarms.get("sensors_silent") != what:
+        old = self._told or _NOTHING
+        if old.alarms.get("sensors_silent") != what:
             log.warning("%s", what)
         if at and len(self._hung) < _MOST_HUNG:
-            self._hung.append(at)
+            self._hung[at] = self._files
             self._read_on()
-        health = {**self._told.health, "stale": what}
-        return replace(self._told, alarms={**self._told.alarms, "sensors_silent": what}, temperature_c=None, health=health)
+        alarms, health = {**old.alarms, "sensors_silent": what}, {**old.health, "stale": what}
+        return replace(old, alarms=alarms, temperature_c=None, health=health)
 
 
 class _Boot:

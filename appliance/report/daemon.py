@@ -365,16 +365,20 @@ class Reportd:
         if self._box is None:
             return
         told = self._box.told(self.reporter.told_by("inspect"), now_ns)
+        if told is None:
+            return
         self._spare(told.keep_passes)
         if told is self._box_told:
             return
-        self._box_told = told
+        first, self._box_told = self._box_told is None, told
         for code in sorted(self._box.codes):
             raised = code in told.alarms
             text = sentence(code, told.alarms[code]) if raised else ""
             if self.reporter.own_alarm(code, raised, text):
                 (self._warnings.append if raised else self._warnings.remove)(code)
                 self._own_event("alarm_raised" if raised else "alarm_cleared", {"code": code, "text": text, "latched": False})
+            elif first:
+                self.reporter.not_raised(code)
         self._plc_map.on_box(told.temperature_c, told.throttle_flags, self._warnings)
 
     def _spare(self, keep_passes: bool) -> None:

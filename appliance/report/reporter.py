@@ -122,6 +122,11 @@ class Reporter:
         self.put(f"alarm/{code}", {"raised": raised, "latched": False, "text": what, "since": None})
         return True
 
+    def not_raised(self, code: str) -> None:
+        """Say so at the start: the broker may still hold what the process before us raised."""
+        if code not in self._alarms:
+            self.put(f"alarm/{code}", {"raised": False, "latched": False, "text": "", "since": None})
+
     def told_by(self, source: str) -> dict[str, Any]:
         """A process's own figures of the health topic."""
         return self._health.get(source, {})
