@@ -66,7 +66,7 @@ FAULTS: dict[str, Fault] = {
     "configuration_fallback": Fault(
         51, "warn", "the chosen configuration cannot be used: the last good one runs", "the reason; apply it anew by a stick"
     ),
-    "stick_refused": Fault(52, "warn", "the stick's configuration was not applied", "RESULT.txt on the stick"),
+    "stick_refused": Fault(52, "warn", "what the stick brought was not applied", "RESULT.txt on the stick"),
     "stick_unreadable": Fault(53, "warn", "the stick cannot be read", "another stick, freshly formatted (FAT32 or exFAT)"),
     "stick_lamp_lost": Fault(54, "warn", "the lamp that tells of the stick cannot be moved", "outputs.stick and its wiring"),
     # --- reporting -----------------------------------------------------------------------------------------

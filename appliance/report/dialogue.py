@@ -11,14 +11,20 @@ _LAMPS = {
     "configuration_applied": "slow",
     "configuration_unchanged": "slow",
     "stick_served": "slow",
+    "configuration_unchanged": "slow",
+    "stick_served": "slow",
     "configuration_refused": "fast",
     "configuration_returned": "fast",
     "stick_unreadable": "fast",
     "stick_removed": "off",
 }
+# Of a stick only while one is in: a person may update from a console too, and has no stick to pull.
+_UPDATE_LAMPS = {"update_offered": "on", "update_applied": "slow", "update_refused": "fast", "update_returned": "fast"}
 _ALARMS = {
     "configuration_refused": "stick_refused",
     "configuration_returned": "stick_refused",
+    "update_refused": "stick_refused",
+    "update_returned": "stick_refused",
     "stick_unreadable": "stick_unreadable",
 }
 
@@ -40,8 +46,9 @@ class Dialogue:
         told = kind.startswith("configuration_") or kind == "stick_unreadable"
         result, said, when = (kind.rpartition("configuration_")[2], text, at) if told else (self.result, self.text, self.at)
         lamp, alarms = self.lamp, self.alarms
-        if kind in _LAMPS and not data.get("at_boot"):
-            lamp = _LAMPS[kind]
+        lamps = _LAMPS if lamp == "off" else {**_LAMPS, **_UPDATE_LAMPS}
+        if kind in lamps and not data.get("at_boot"):
+            lamp = lamps[kind]
             alarms = {_ALARMS[kind]: text} if kind in _ALARMS else {}
         return Dialogue(lamp, alarms, result, said, when)
 

@@ -153,7 +153,12 @@ def told(*kinds: str, **data: Any) -> Dialogue:
         (["configuration_refused", "stick_removed"], "off", [], "refused"),
         (["configuration_refused", "configuration_offered"], "on", [], "offered"),
         (["configuration_refused", "stick_unreadable"], "fast", ["stick_unreadable"], "stick_unreadable"),
-        (["configuration_applied", "keys_enrolled", "update_installed"], "slow", [], "applied"),
+        (["configuration_applied", "keys_enrolled", "ledger_whatever"], "slow", [], "applied"),
+        (["stick_inserted", "update_offered", "update_refused"], "fast", ["stick_refused"], ""),
+        (["stick_inserted", "update_offered", "update_applied"], "slow", [], ""),
+        (["update_offered", "update_refused"], "off", [], ""),
+        (["stick_inserted", "stick_served"], "slow", [], ""),
+        (["stick_inserted", "configuration_unchanged"], "slow", [], "unchanged"),
     ],
 )
 def test_lamp_and_alarms_stand_until_the_stick_is_pulled(kinds: list[str], lamp: str, alarms: list[str], result: str) -> None:
