@@ -146,12 +146,12 @@ class Rejector:
         if fresh and first_part > 1:
             why = {"first_part": first_part, "why": "no state was left in memory"}
             self._journal.event("number_gap", why, now_ns)
+        if self._safe:
+            self.alarms.raise_("safe_mode", self._safe, now_ns)
         if self.plan.trigger == "frame":
             self._trigger_lost = "no frame yet"
         self._unknown_on_belt("start", now_ns)
         self._next_tick_ns = now_ns
-        if self._safe:
-            self.alarms.raise_("safe_mode", self._safe, now_ns)
         self._look(now_ns)
 
     def stop(self, now_ns: int) -> Effects:
