@@ -52,6 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     done.add_argument("--store", type=Path, help="the configuration store; default config in the data folder")
     done.add_argument("--run-dir", type=Path)
     done.add_argument("--data-dir", type=Path)
+    update = verb("update", _update, "the application itself, in two slots")
+    update.add_argument("action", choices=("install", "status", "return", "manifest"),
+                        help="return: to what ran before; manifest: the bytes that a signature is over")
+    update.add_argument("file", type=Path, nargs="?", help="install, manifest: the bundle; its signature lies beside it")
+    update.add_argument("--force", action="store_true", help="install: one that was tried and not kept")
+    update.add_argument("--who", help="for the history: on whose behalf")
+    update.add_argument("--why", help="for the history")
+    update.add_argument("--json", type=Path)
+    update.add_argument("--run-dir", type=Path)
+    update.add_argument("--data-dir", type=Path)
     verb("check", _check, "validate a configuration").add_argument("file", type=Path)
     verb("schema", _schema, "JSON Schema of the configuration")
     for name, function in (("rehearse", _rehearse), ("demo", _demo)):
@@ -270,16 +280,25 @@ def _broker(options: argparse.Namespace) -> int:
     return run(1883)
 
 
+def _update(options: argparse.Namespace) -> int:
+    from appliance.wiring.update import update_verb
+
+    return update_verb(options, sys.stdout, sys.stderr)
+
+
 def _settle(options: argparse.Namespace) -> int:
     from appliance.box.store import Store
     from appliance.wiring.settle import ConfigurationOnTrial, settle
+    from appliance.wiring.update import application_on_trial
 
     try:
         paths = _paths(options, "box")
         store = Store(options.store or paths.data / "config")
         configuration = ConfigurationOnTrial(store, paths.run, paths.data, SystemClock())
         configuration.refresh()
-        return settle([configuration], paths.run, SystemClock())
+        application = application_on_trial(paths.data, paths.run)
+        with application.alone() as mine:
+            return settle([configuration, application] if mine else [configuration], paths.run, SystemClock())
     except OSError as why:
         sys.stderr.write(f"what is on trial cannot be decided: {why}\n")
         return 2

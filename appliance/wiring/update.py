@@ -11,8 +11,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -299,9 +299,19 @@ class ApplicationOnTrial:
     def _end(self, why: str) -> None:
         self._doer.do_all(slots.ending(self._doer.state(), self._doer.seen(), why))
 
-    def tidy(self) -> None:
-        """What a cut left half: folders without a stamp, events that nobody told. Raises OSError."""
-        self._doer.do_all(slots.settling(self._doer.state(), self._doer.seen()))
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether this is the only one at it; while it is, what a cut left half is gone and what it left untold is told. Raises
+        OSError."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._doer.alone())
+            except UpdateFailed as why:  # an update is being made, and decides by itself
+                log.info("%s", why)
+                yield False
+                return
+            self._doer.do_all(slots.settling(self._doer.state(), self._doer.seen()))
+            yield True
 
 
 def application_on_trial(data: Path, run: Path) -> ApplicationOnTrial:
@@ -489,15 +499,3 @@ def _become_owner(data: Path) -> None:
     os.setgroups([owner.st_gid])
     os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)
-
-
-def add_parser(one: Any) -> None:
-    """The verb's arguments."""
-    one.add_argument("action", choices=("install", "status", "return", "manifest"))
-    one.add_argument("file", type=Path, nargs="?", help="install, manifest: the bundle; its signature lies beside it")
-    one.add_argument("--force", action="store_true", help="install: one that was tried and not kept")
-    one.add_argument("--who", help="for the history: on whose behalf")
-    one.add_argument("--why", help="for the history")
-    one.add_argument("--json", type=Path)
-    one.add_argument("--data-dir", type=Path)
-    one.add_argument("--run-dir", type=Path)
