@@ -15,7 +15,7 @@ from appliance.inspect.daemon import InspectBuild, Inspectd, Loaded
 from appliance.inspect.matching import Matcher
 from appliance.inspect.stamps import StampProof
 from appliance.link import Listener, SocketLink
-from appliance.messages import Event, FrameSeen, Health, InspectState, Message, Trigger, Verdict
+from appliance.messages import Command, Event, FrameSeen, Health, InspectState, Message, Trigger, Verdict
 from appliance.model.golden import GoldenError
 from appliance.paths import Paths
 from appliance.ports import CameraLost, EngineError, EngineLost, Frame, FrameMemory, LinkClosed
@@ -458,3 +458,34 @@ def test_one_camera_back_is_not_ready_while_another_is_lost(house: House) -> Non
 def _to_inspectd(house: House, message: Message) -> None:
     link = next(one for one in house.links if one.number == 0)  # type: ignore[attr-defined]
     assert link.send(message)
+
+
+def _report_link(house: House) -> SocketLink:
+    return next(one for one in house.links if one.number == 1)  # type: ignore[attr-defined]
+
+
+def test_a_hot_box_is_heard_of_kept_over_a_load_and_forgotten_with_the_reportd_that_told(house: House) -> None:
+    house.daemon._connect(CLOCK.now_ns())
+    house.listen()
+    _report_link(house).send(Command("box", "spare", {"passes": True}, "report"))
+    until(lambda: house.daemon._read() or house.daemon._spare)
+    house.daemon.load()
+    assert house.daemon._inspector and house.daemon._inspector.spare_passes
+    house.daemon._health_ns = 0
+    house.daemon._health(CLOCK.now_ns())
+    house.daemon._send()
+    told = [one for one in house.listen()[1] if isinstance(one, Health)]
+    assert told[-1].values["passes_spared"] == 0 and told[-1].values["engine_power_modes"] == []
+    _report_link(house).close()
+    until(lambda: house.daemon._read() or not house.daemon._spare)
+    assert not house.daemon._inspector.spare_passes
+    house.daemon.close()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"passes": "yes"}, {"passes": 1}, {"passes": False}])
+def test_only_a_plain_true_spares_anything(house: House, arguments: dict[str, Any]) -> None:
+    house.daemon.load()
+    house.daemon._hear(Command("box", "spare", arguments, "report"))
+    house.daemon._hear(Command("box", "bypass", {"passes": True}, "report"))
+    assert house.daemon._inspector and not house.daemon._inspector.spare_passes
+    house.daemon.close()

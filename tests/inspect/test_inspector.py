@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,48 @@ def test_the_verdict_is_sent_before_any_picture_is_copied(tmp_path: Path) -> Non
     look_at(inspector, clock, 220 * MS)
     assert told == [("fail", 0)] and archive.counts["archive_copies"] == 1
     archive.close()
+
+
+@pytest.mark.parametrize("passes_every", [0, 2])
+def test_a_hot_box_spares_pictures_of_passes_and_changes_no_verdict(tmp_path: Path, passes_every: int) -> None:
+    scores: dict[int, object] = {1: 0.1, 2: 0.9, 3: 0.1, 4: 0.5, 5: 0.1, 6: EngineError("x")}
+
+    def verdicts(spare: bool) -> tuple[list[object], list[int], int]:
+        archive = Archive(tmp_path / f"{spare}", 64, 10**9, lambda _: None)
+        inspector, clock = station({"top": scores}, archive)
+        inspector._recipe = replace(
+            inspector._recipe, keep=frozenset({"fail", "review", "blind"} | ({"pass"} if not passes_every else set())),
+            passes_every=passes_every,
+        )  # fmt: skip
+        inspector.spare_passes = spare
+        told: list[object] = []
+        for part in scores:
+            at = part * 1000 * MS
+            inspector.on_trigger(Trigger(part, at, at + 800 * MS, "r"))
+            inspector.on_frame("top", frame(part, at, []))
+            told += [(one.part, one.verdict, one.cause, one.score) for one in look_at(inspector, clock, at + 20 * MS)]
+        archive.close()
+        kept = [one.part for one in inspector.to_report if isinstance(one, Detail) and one.images]
+        return told, kept, inspector.passes_spared
+
+    cool, hot = verdicts(False), verdicts(True)
+    assert cool[0] == hot[0] and len(cool[0]) == 6, "every verdict is the same"
+    passes = [3] if passes_every else [1, 3, 5]
+    assert cool[1:] == (sorted([2, 4, 6, *passes]), 0) and hot[1:] == ([2, 4, 6], len(passes))
+
+
+def test_how_long_a_part_kept_the_judge_counts_all_its_cameras(tmp_path: Path) -> None:
+    inspector, clock = station({"top": {1: 0.1}, "side": {1: 0.1}})
+    for look in inspector.looks:
+        waits = look.network.wait
+
+        def slow(ticket: int, deadline_ns: int, waits=waits):  # the network takes 7 ms
+            clock.advance_to(clock.now_ns() + 7 * MS)
+            return waits(ticket, deadline_ns)
+
+        look.network.wait = slow  # type: ignore[method-assign]
+    inspector.on_trigger(Trigger(1, 200 * MS, 900 * MS, "r"))
+    inspector.on_frame("top", frame(1, 200 * MS, []))
+    inspector.on_frame("side", frame(1, 200 * MS, []))
+    look_at(inspector, clock, 220 * MS)
+    assert list(inspector.judge_ms) == [14.0]
