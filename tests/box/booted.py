@@ -136,7 +136,8 @@ def with_our_units() -> str:
     """For ``prepare``: this tree's units, user and folders, and a launcher that runs this tree with this Python."""
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     return f"""
-mkdir -p usr/lib/udev/rules.d usr/lib/sysusers.d usr/lib/tmpfiles.d usr/lib/systemd/journald.conf.d opt/appliance opt/python opt/packages
+mkdir -p usr/lib/udev/rules.d usr/lib/sysusers.d usr/lib/tmpfiles.d usr/lib/systemd/journald.conf.d
+mkdir -p opt/appliance opt/python opt/packages
 cp {PROJECT}/systemd/*.service {PROJECT}/systemd/*.target {PROJECT}/systemd/*.path usr/lib/systemd/system/
 cp {PROJECT}/systemd/sysusers.d/* usr/lib/sysusers.d/
 cp {PROJECT}/systemd/tmpfiles.d/* usr/lib/tmpfiles.d/

@@ -50,7 +50,7 @@ def terms(text: str) -> list[list[tuple[str, str, str, str]]]:
         if not line.strip() or line.startswith("#"):
             continue
         found = _TERM.findall(line)
-        again = [f'{key}{{{name}}}{operator}"{value}"' if name else f'{key}{operator}"{value}"' for key, name, operator, value in found]
+        again = [f'{key}{f"{{{name}}}" if name else ""}{operator}"{value}"' for key, name, operator, value in found]
         if ", ".join(again) != line:
             raise ValueError(f"line {number} is no rule: {line}")
         rules.append(found)
