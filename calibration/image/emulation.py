@@ -1,7 +1,8 @@
 """Runs commands inside a root file system of another processor, and leaves no trace of having been there.
 
-Each command gets a mount namespace of its own: /dev, /proc and /sys are bound into the rootfs, /tmp and /run are empty
-memory, and all of it is gone when the command ends, however it ends. Programs of another processor need qemu-user and
+Each command gets a mount namespace of its own: /dev and /proc are bound into the rootfs, /tmp and /run are empty memory,
+and all of it is gone when the command ends, however it ends. /sys stays empty: it tells of this computer's processor, and
+onnxruntime for another one crashes on that. Programs of another processor need qemu-user and
 the kernel's word for it (binfmt_misc). Where this computer has registered that, it is used. Where not, and the kernel
 is 6.7 or newer, the command gets a user namespace with a registration of its own: nothing on this computer changes."""
 
@@ -58,7 +59,7 @@ if [ -n "$layer" ]; then
   mount -t overlay -o "lowerdir=$root,upperdir=$layer/changed,workdir=$layer/work,userxattr" overlay "$layer/root"
   root=$layer/root
 fi
-for one in dev proc sys; do mount --rbind "/$one" "$root/$one"; done
+for one in dev proc; do mount --rbind "/$one" "$root/$one"; done
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mkdir -m 1777 "$root/run/lock"

@@ -30,7 +30,7 @@ echo "# {major} (release), REVISION: {minor}, GCID: 1, BOARD: generic, EABI: aar
   > "$root/etc/nv_tegra_release"
 echo "< POWER_MODEL ID=0 NAME=15W >" > "$root/etc/nvpmodel.conf"
 for package in {packages}; do
-  printf 'Package: %s\nStatus: install ok installed\nMaintainer: NVIDIA\nArchitecture: %s\nVersion: {minor}\nDescription: one\n\n' \
+  printf 'Package: %s\nStatus: install ok installed\nMaintainer: N\nArchitecture: %s\nVersion: {minor}\nDescription: one\n\n' \
     "$package" {architecture} >> "$root/var/lib/dpkg/status"
   : > "$root/var/lib/dpkg/info/$package.list"
 done
