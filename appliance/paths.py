@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+BOX_DATA, BOX_RUN = Path("/var/lib/appliance"), Path("/run/appliance")
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,14 @@ class Paths:
     def same_file(self, role: str) -> Path:
         """Holds the digest of a configuration that changes nothing for that process: it goes on, and goes by that name."""
         return self.run / f"same-{role}"
+
+
+def box_folders(data: Path | None, run: Path | None, box: tuple[Path, Path] = (BOX_DATA, BOX_RUN)) -> tuple[Path, Path]:
+    """(data, run) of the verbs that act on the box itself, also when a person calls them: as told, as systemd names them,
+    the box's own where the package is installed, else below the user's home."""
+    home = Path.home() / ".local/state/appliance/box"
+    here = box if box[0].is_dir() else (home / "data", home / "run")
+    return (
+        data or Path(os.environ.get("STATE_DIRECTORY") or here[0]),
+        run or Path(os.environ.get("RUNTIME_DIRECTORY") or here[1]),
+    )

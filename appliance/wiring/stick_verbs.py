@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import TextIO
@@ -14,6 +13,7 @@ from appliance.box.signature import SignatureError, enrolled
 from appliance.box.stick import Source
 from appliance.box.store import Store
 from appliance.clock import SystemClock
+from appliance.paths import box_folders
 from appliance.wiring import stick as dialogue
 from appliance.wiring.stick import Box
 
@@ -53,9 +53,7 @@ def keys(options: Namespace, out: TextIO, err: TextIO) -> int:
 
 def box_of(options: Namespace) -> Box:
     """The box's folders: as told, as systemd names them, or in the user's home. Raises OSError."""
-    home = Path.home() / ".local/state/appliance/box"
-    data = options.data_dir or Path(os.environ.get("STATE_DIRECTORY") or home / "data")
-    run = options.run_dir or Path(os.environ.get("RUNTIME_DIRECTORY") or home / "run")
+    data, run = box_folders(options.data_dir, options.run_dir)
     data.mkdir(parents=True, exist_ok=True)
     if options.device is None:  # a mount needs the rights that its unit gives to that very user
         become_owner(data)

@@ -29,6 +29,7 @@ from appliance.box.spool import spool_event
 from appliance.box.store import Store
 from appliance.clock import SystemClock
 from appliance.config import ConfigError
+from appliance.paths import box_folders
 from appliance.ports import Clock
 from appliance.wiring.settle import Wanted, decide, wait_a_while
 from appliance.wiring.store import load_chosen
@@ -37,7 +38,6 @@ log = logging.getLogger("appliance.update")
 
 SIGNATURES = (".sig", ".minisig")
 Mode = Literal["off", "warn", "require"]
-_BOX_DATA, _BOX_RUN = Path("/var/lib/appliance"), Path("/run/appliance")
 _BOX_PACKAGE = Path("/") / launch.PACKAGE
 _NVBOOTCTL = "nvbootctrl"
 _NVBOOTCTL_S = 10
@@ -92,8 +92,7 @@ class Site:
 
 def site_of(data: Path | None = None, run: Path | None = None) -> Site:
     """The box's folders, unless others are told or systemd named them."""
-    data = data or Path(os.environ.get("STATE_DIRECTORY") or _BOX_DATA)
-    run = run or Path(os.environ.get("RUNTIME_DIRECTORY") or _BOX_RUN)
+    data, run = box_folders(data, run)
     return Site(data, run, _BOX_PACKAGE, SystemClock())
 
 
@@ -145,7 +144,8 @@ def _must_fit(site: Site, doer: Doer, manifest: Manifest, mode: Mode, force: boo
     """Raises UpdateFailed, OSError."""
     python, arch, _user = launch.this_process()
     state, seen = doer.state(), doer.seen()
-    free = doer.free(slots.target(state, seen))
+    on_trial = state.trial is not None and state.trial.holds(seen.boot_id, seen.now_ns)
+    free = 0 if on_trial else doer.free(slots.target(state, seen))  # on trial: no slot is idle, and that is the refusal
     busy = "a configuration is on trial; wait until that is decided" if site.store.trial_holds() else ""
     box = slots.Box(python, arch, read_facts().l4t, free, mode == "require", busy)
     refusal = slots.refusal(manifest, state, seen, box, force)
