@@ -11,8 +11,6 @@ _LAMPS = {
     "configuration_applied": "slow",
     "configuration_unchanged": "slow",
     "stick_served": "slow",
-    "configuration_unchanged": "slow",
-    "stick_served": "slow",
     "configuration_refused": "fast",
     "configuration_returned": "fast",
     "stick_unreadable": "fast",
