@@ -17,7 +17,7 @@ usage: ./build.sh VERB [arguments]
           --python 3.10 (JetPack 6.2) ... 3.13; the same tree gives the same bytes; --validate holds the parts list
           against CycloneDX's own schema
   bench   what this machine does: bench reject (a gate's edge against its due time), bench cpu (frame to verdict beside
-          the bare engine, OpenVINO and a script), bench gpu (on a CUDA machine)
+          the bare engine, OpenVINO and a script), bench gpu (on a CUDA machine), bench sensors (one look at the box)
   image   NVIDIA's Linux_for_Tegra made into a camera box's (sudo ./build.sh image --l4t DIR --jetpack 6.2|7.2): what is
           installed, locked, disabled and flashed; --selftest does it with a stand-in, emulated (some minutes)
   box     the box as a virtual machine: a Debian with the package, its camera, GPIO and USB stick; what is missing is built
@@ -98,7 +98,8 @@ do_image() {
 
 do_bench() {
   local bench=${1:-}
-  [[ $bench == reject || $bench == cpu || $bench == gpu ]] || refuse "no bench '$bench'; there is: reject, cpu, gpu"
+  [[ $bench == reject || $bench == cpu || $bench == gpu || $bench == sensors ]] \
+    || refuse "no bench '$bench'; there is: reject, cpu, gpu, sensors"
   shift
   set_up
   cd "$here"

@@ -14,6 +14,7 @@ from appliance.model.golden import GoldenError
 from appliance.ports import EngineError, Frame
 from appliance.wiring import station as wiring
 from appliance.wiring.machine import GpuMachine
+from tests.box.trees import lay
 from tests.kernels.host_library import host_library
 from tests.model.tiny import tiny_bundle
 from tests.wiring.test_engines import OLD, Box, stand_ins
@@ -48,6 +49,21 @@ def test_a_recipe_that_is_refused_gives_networks_memory_and_gpu_back(
         with pytest.raises(type(why)):
             wiring.load_recipe(station(tmp_path / "station.yaml"), box.data, lambda doing, share: None)
         assert replayed and gpu.live() == 0 and gpu.live_handles() == 0 and gpu.left_pushed() == []
+
+
+def test_the_power_mode_of_the_engines_build_travels_with_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """reportd warns when the box runs in another one: also one that was chosen after the engines were loaded."""
+    box, bundle = Box(tmp_path), tiny_bundle(tmp_path / "tiny")
+    lay(box.root(), {"etc/nvpmodel.conf": "< POWER_MODEL ID=3 NAME=7W >\n", "var/lib/nvpmodel/status": "pmode:0003\n"})
+    monkeypatch.setattr(wiring, "find_bundle", lambda *_: bundle.folder)
+    given = load(SHIPPED, built_only=False)
+    assert wiring.load_recipe(given, box.data, lambda doing, share: None).power_modes == (), "the processor judges"
+    with stand_ins(OLD, host_library()) as gpu:
+        site = box.open(gpu)
+        monkeypatch.setattr("appliance.wiring.machine.machine_of", lambda *_: GpuMachine(box.data, site, box.build))
+        loaded = wiring.load_recipe(given, box.data, lambda doing, share: None)
+        assert loaded.power_modes == ("7W",)
+        loaded.close()
 
 
 @pytest.mark.parametrize(("fps", "pitch_mm"), [(30, 200), (120, 100), (120, 30)])
