@@ -30,9 +30,10 @@ STANDING = 3  # readings in a row before a state is told: a fan that starts, a p
 CLOCK_READINGS = 12  # a minute: time synchronisation needs some of it after each boot
 
 FAN_DUTY = 0.3  # below it many fans do not turn, and need not
-DISK_SHARE, DISK_BYTES = 0.05, 2e9  # 5 % is what ext4 keeps for root by default; 2 GB: see RECORD_BYTES
+# 5 % is what ext4 keeps for root by default. 2 GB are more than a million parts in the ledger (tests/box/test_derate.py
+# measures it), a week of 100 parts/min: time to look at it.
+DISK_SHARE, DISK_BYTES = 0.05, 2e9
 DISK_CLEAR = 1.5  # times as much free before it clears
-RECORD_BYTES = 1_000  # of a part in the ledger (tests/box/test_derate.py measures it): 2 GB are two million parts
 
 MAINLINE_WATCHDOG = "NVIDIA Tegra186 WDT"
 

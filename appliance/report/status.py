@@ -19,7 +19,18 @@ def as_text(station: str, retained: dict[str, bytes]) -> str:
     recipe = told.get("recipe") or {}
     if recipe:
         lines.append(f"  recipe {recipe.get('name')} ({recipe.get('number')}), inspectd {recipe.get('state')}")
+    lines += _box(((told.get("health") or {}).get("report") or {}).get("box") or {})
     return "\n".join(lines)
+
+
+def _box(box: dict[str, Any]) -> list[str]:
+    """The machine under the station in a line, and what it spares."""
+    heat, fans = box.get("temperatures_c") or {}, box.get("fans") or {}
+    told = [f"{max(heat.values()):.0f} °C ({max(heat, key=heat.__getitem__)})"] if heat else []
+    told += [f"power mode {box['power_mode']}"] if "power_mode" in box else []
+    told += [f"{name} {fan['rpm']} rpm" for name, fan in fans.items() if "rpm" in fan]
+    told += [f"the judge serves up to {box['highest_ppm']} parts/min"] if "highest_ppm" in box else []
+    return ([f"  box {', '.join(told)}"] if told else []) + [f"  derated: {one}" for one in box.get("derated") or ()]
 
 
 def _read(body: bytes) -> Any:

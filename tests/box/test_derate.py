@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from appliance.box import derate
 from appliance.box.derate import CODES, FLAGS, SECOND_NS, Condition, Watch, highest_rate, throttle_told
 from appliance.box.sensors import Disk, Fan, Rail, Reading, Watchdog, Zone
 from appliance.faults import FAULTS, sentence
+from appliance.messages import Detail, PartClosed, Region, Stored
+from appliance.report.ledger import Ledger
 
 ORIN = Reading(0, chip="tegra234", power_mode="25W", watchdog=Watchdog("Tegra WDT", "active", 30), clock="synced")
 CPU = Zone("cpu-thermal", 50.0, 99.0, 104.5, True)
@@ -172,6 +175,24 @@ def test_a_disk_that_is_nearly_full(total_gb: float, raises_gb: float, stays_gb:
     assert "/var/lib/appliance" in line.reads(disks=disk(raises_gb)).alarms["disk_nearly_full"]
     assert "disk_nearly_full" in line.reads(30, disks=disk(stays_gb)).alarms
     assert line.reads(13, disks=disk(clears_gb)).alarms == {}
+
+
+def test_what_is_free_when_the_disk_is_told_is_room_for_a_million_parts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", "acme/plant1/packing/line3/inspect-a", False)
+    digest, parts = "sha256:" + "0" * 64, 500
+    model = {"name": "cap-28mm", "digest": digest, "precision": "int8", "engine": "tensorrt-10.3.0/sm87"}
+    region = Region("top", "scratch", 0.97, (412, 300, 38, 12), 211)
+    for n in range(1, parts + 1):
+        part = PartClosed(
+            n, 10**6 + n, "01JD7" + "X" * 21, n, 1_767_225_600_000_000 + n, "synced", "fail", "scratch", 0.97, 0.6, 2, "reject",
+            "verdict", True, "yes", True, 1.0, 0.2, 1.5, 0.1, 12.0, 808.0, 796.0, 828.0, 41, "cap-28mm", 1,
+        )  # fmt: skip
+        image = Stored(n, "top", f"2026/11/23/{n}-top.jpg", "0" * 64)
+        ledger.append_part("j", part, Detail(n, "cap-28mm", 1, digest, model, (region,), 1), [image])
+    ledger.commit()
+    ledger.close()
+    taken = sum(file.stat().st_size for file in tmp_path.iterdir()) / parts
+    assert 500 < taken < derate.DISK_BYTES / 1e6, f"{taken:.0f} bytes a part"
 
 
 def test_a_clock_that_was_never_set_is_told_after_a_minute() -> None:

@@ -21,6 +21,7 @@ from appliance.paths import Paths
 from appliance.ports import BoxSensors, BoxTold
 from appliance.report.daemon import ReportBuild, Reportd
 from appliance.report.plc import PlcMap
+from appliance.report.status import as_text
 from tests.box.trees import lay, orin_nano
 
 COOL = BoxTold({}, 52.1, 0, True, {"temperatures_c": {"tj-thermal": 52.1}})
@@ -214,3 +215,16 @@ def test_the_end_of_reportd_ends_the_looks(paths: Paths) -> None:
     build = ReportBuild("acme/test", True, None, frozenset(), "sha256:0", box=lambda data: sensors)
     Reportd(build, paths, SystemClock()).close()
     assert sensors.closed == 1
+
+
+def test_the_terminal_shows_the_box_in_a_line() -> None:
+    box = {
+        "temperatures_c": {"cpu-thermal": 50.2, "tj-thermal": 96.6}, "power_mode": "25W", "highest_ppm": 2400,
+        "fans": {"pwmfan": {"rpm": 2311}, "other": {"duty": 0.3}}, "derated": ["no images of passed parts"],
+    }  # fmt: skip
+    told = as_text("acme/test", {"health": json.dumps({"report": {"box": box}}).encode()}).splitlines()
+    assert told[-2:] == [
+        "  box 97 °C (tj-thermal), power mode 25W, pwmfan 2311 rpm, the judge serves up to 2400 parts/min",
+        "  derated: no images of passed parts",
+    ]
+    assert "box" not in as_text("acme/test", {"health": b'{"report": {}}'})
