@@ -86,6 +86,15 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """``folder`` and what is missing above it, each with its name on disk when this returns. Raises OSError."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_folder(folder.parent)
+
+
 def fsync_tree(folder: Path) -> None:
     """Every file and folder below, and ``folder`` itself. Raises OSError."""
     for place, _folders, files in os.walk(folder, topdown=False):

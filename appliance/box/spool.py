@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from appliance.box.durable import write_json
+from appliance.box.durable import make_folder, write_json
 from appliance.clock import SystemClock
 from appliance.identity import new_ulid
 from appliance.ports import Clock
@@ -18,15 +18,22 @@ def spool_folder(data_dir: Path) -> Path:
     return data_dir / "spool"
 
 
-def spool_event(data_dir: Path, kind: str, data: dict[str, Any], clock: Clock | None = None) -> str:
+def new_id(clock: Clock) -> str:
+    """For an event that is to be left later, and perhaps twice."""
+    return new_ulid(clock.wall_us(clock.now_ns()), secrets.token_bytes(10))
+
+
+def spool_event(
+    data_dir: Path, kind: str, data: dict[str, Any], clock: Clock | None = None, *, identity: str | None = None
+) -> str:  # fmt: skip
     """Leave an event for the ledger, on disk when this returns; returns its id. ``data``: plain JSON; ``text`` in it is what
-    the operator reads. ``clock``: the machine's unless told. Raises OSError."""
+    the operator reads. ``clock``: the machine's unless told. ``identity``: one that was left already comes into the ledger
+    once all the same. Raises OSError."""
     clock = clock or SystemClock()
-    now_ns = clock.now_ns()
-    wall_us = clock.wall_us(now_ns)
-    name = new_ulid(wall_us, secrets.token_bytes(10))
+    wall_us = clock.wall_us(clock.now_ns())
+    name = identity or new_id(clock)
     folder = spool_folder(data_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # The number keeps their order: a wall clock may be set back between two of them. What reportd took leaves no gap behind.
     taken = [int(one[:6]) for one in os.listdir(folder) if one[:6].isdigit()]
     number = max(taken, default=0) + 1

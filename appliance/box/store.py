@@ -16,7 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.box.durable import Trial, as_json, boot_id, fsync_folder, put_folder, read_json, trial_of, write_json
+from appliance.box.durable import (
+    Trial,
+    as_json,
+    boot_id,
+    fsync_folder,
+    make_folder,
+    put_folder,
+    read_json,
+    trial_of,
+    write_json,
+)
 from appliance.clock import boottime_ns
 
 KEPT = 5  # generations, beside the good one
@@ -82,6 +92,7 @@ class Choice:
 class _State:
     good: int | None
     trial: Trial | None
+    owed: dict[str, Any] | None = None
 
 
 class Store:
@@ -105,6 +116,12 @@ class Store:
         return self._state().trial
 
     @property
+    def owed(self) -> dict[str, Any] | None:
+        """What ``mark_good`` or ``give_up`` was told to tell the ledger, until ``paid``: a cut between the two loses no
+        history. Raises OSError."""
+        return self._state().owed
+
+    @property
     def tried(self) -> Generation | None:
         """What that trial is of. Raises OSError."""
         return self._named(self.trial.what) if self.trial else None
@@ -114,10 +131,9 @@ class Store:
         trial = self.trial
         return trial is not None and trial.holds(self._boot(), self._now_ns())
 
-    def tried_in_this_boot(self) -> bool:
-        """Whether somebody may be running what is on trial, be it over or not. Raises OSError."""
-        trial = self.trial
-        return trial is not None and trial.boot_id == self._boot()
+    def boot_id(self) -> str:
+        """Of this boot, as trials name it. Raises OSError."""
+        return self._boot()
 
     def choose(self) -> Choice:
         """What is to run now. Only reads. Raises OSError."""
@@ -183,20 +199,20 @@ class Store:
             if state.trial and state.trial.what != new.name and state.trial.holds(self._boot(), self._now_ns()):
                 raise StoreError(f"generation {state.trial.what} is on trial; wait until that is decided")
             before = name_of(state.good) if state.good is not None else None
-            self._write(_State(state.good, Trial(new.name, before, self._boot(), until_ns)))
+            self._write(_State(state.good, Trial(new.name, before, self._boot(), until_ns), state.owed))
 
     def extend_trial(self, until_ns: int) -> None:
         """More time for what is on trial (an engine is being built). Raises StoreError when it is over, OSError."""
         with self._locked():
-            trial = self._still_on_trial()
-            self._write(_State(self._state().good, Trial(trial.what, trial.before, trial.boot_id, until_ns)))
+            trial, state = self._still_on_trial(), self._state()
+            self._write(_State(state.good, Trial(trial.what, trial.before, trial.boot_id, until_ns), state.owed))
 
-    def mark_good(self, essentials: dict[str, Any]) -> None:
+    def mark_good(self, essentials: dict[str, Any], owed: dict[str, Any] | None = None) -> None:
         """What is on trial is the last good one. ``essentials``: all that safe mode may know. Raises StoreError when the
         trial is over (whoever started since runs the old one), OSError."""
         with self._locked():
             trial = self._still_on_trial()
-            self._write(_State(int(trial.what), None))
+            self._write(_State(int(trial.what), None, owed or self._state().owed))
             self._write_essentials(essentials)
 
     def write_essentials(self, essentials: dict[str, Any]) -> None:
@@ -204,13 +220,19 @@ class Store:
         with self._locked():
             self._write_essentials(essentials)
 
-    def give_up(self) -> Generation | None:
+    def give_up(self, owed: dict[str, Any] | None = None) -> Generation | None:
         """The trial is over; returns what is chosen now. Raises OSError."""
         with self._locked():
             state = self._state()
             if state.trial is not None:
-                self._write(_State(state.good, None))
+                self._write(_State(state.good, None, owed or state.owed))
             return self._numbered(state.good)
+
+    def paid(self) -> None:
+        """What was owed is told. Raises OSError."""
+        with self._locked():
+            state = self._state()
+            self._write(_State(state.good, state.trial))
 
     def prune(self) -> None:
         """Remove all but the newest KEPT, the good one and what is on trial. Raises OSError."""
@@ -232,7 +254,7 @@ class Store:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer at a time: a stick, an update and the boot's settling may come together."""
-        self._generations.mkdir(parents=True, exist_ok=True)
+        make_folder(self._generations)
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -251,10 +273,11 @@ class Store:
         good, trial = value.get("good"), trial_of(value.get("trial"))
         if trial is not None and not _is_name(trial.what):
             trial = None
-        return _State(good if type(good) is int else None, trial)
+        owed = value.get("owed")
+        return _State(good if type(good) is int else None, trial, owed if isinstance(owed, dict) else None)
 
     def _write(self, state: _State) -> None:
-        _write_twice(self.root / "state.json", {"good": state.good, "trial": as_json(state.trial)})
+        _write_twice(self.root / "state.json", {"good": state.good, "trial": as_json(state.trial), "owed": state.owed})
 
     def _write_essentials(self, essentials: dict[str, Any]) -> None:
         _write_twice(self.root / "essentials.json", essentials)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from appliance.box.again import ROLES, begin_anew
 from appliance.box.health import read_state, wait_healthy
-from appliance.box.spool import spool_event
+from appliance.box.spool import new_id, spool_event
 from appliance.box.store import Generation, Store, StoreError
 from appliance.clock import boottime_ns
 from appliance.config import ConfigError, Station, load
@@ -78,36 +78,37 @@ class ConfigurationOnTrial:
         return Wanted(tried.digest, None, trial.until_ns)
 
     def extend(self, until_ns: int) -> None:
-        self._extend(until_ns)
-
-    def _extend(self, until_ns: int) -> None:
         try:
             self._store.extend_trial(until_ns)
         except StoreError as why:  # decided by somebody else meanwhile, or over: the next look says which
             log.warning("%s", why)
 
     def keep(self) -> None:
+        self.pay()
         new, old = self._store.tried, self._store.good
         if new is None:
             return
+        text = f"generation {new.number} (revision {new.meta.revision}) runs and is kept"
         try:
-            station = load(new.file, data_dir=self._data)
-            self._store.mark_good(essentials_of(station))
+            owed = self._event("configuration_applied", old, new, new.meta.why, text)
+            self._store.mark_good(essentials_of(self._load(new)), owed)
         except (ConfigError, StoreError) as why:
             self.give_up(str(why))
             return
-        text = f"generation {new.number} (revision {new.meta.revision}) runs and is kept"
-        self._spool("configuration_applied", old, new, new.meta.why, text)
+        self.pay()
         self._store.prune()
 
     def give_up(self, why: str) -> None:
-        new, runs_it = self._store.tried, self._store.tried_in_this_boot()
-        old = self._store.give_up()
-        if runs_it and self._run.is_dir():  # else nobody runs, or whoever started since the power cut chose rightly
-            begin_anew(self._run, self._concerned(new, old), old.digest if old else "")
+        self.pay()
+        trial, new, old = self._store.trial, self._store.tried, self._store.good
         back = f"generation {old.number} runs again" if old else "there is none to go back to: every part is rejected"
-        number = new.number if new else "?"
-        self._spool("configuration_returned", new, old, why, f"generation {number} was not kept: {why}; {back}")
+        text = f"generation {new.number if new else '?'} was not kept: {why}; {back}"
+        owed = self._event("configuration_returned", new, old, why, text)
+        if trial is not None and trial.boot_id == self._store.boot_id():  # else who started since the power cut chose rightly
+            again = {"boot_id": trial.boot_id, "roles": sorted(self._concerned(new, old)), "digest": old.digest if old else ""}
+            owed["again"] = again
+        self._store.give_up(owed)
+        self.pay()
 
     def _concerned(self, new: Generation | None, old: Generation | None) -> frozenset[str]:
         """Who has to begin anew; all, where one of the two cannot be read."""
@@ -121,13 +122,25 @@ class ConfigurationOnTrial:
     def _load(self, one: Generation) -> Station:
         return load(one.file, data_dir=self._data)
 
-    def _spool(self, kind: str, old: Generation | None, new: Generation | None, why: str, text: str) -> None:
+    def _event(self, kind: str, old: Generation | None, new: Generation | None, why: str, text: str) -> dict[str, Any]:
         data: dict[str, Any] = {"old": old.told() if old else None, "new": new.told() if new else None}
         data |= {"who": self._who, "why": why, "text": text, "at_boot": self._at_boot}
-        spool_event(self._data, kind, data, self._clock)
+        return {"id": new_id(self._clock), "kind": kind, "data": data}
+
+    def pay(self) -> None:
+        """What is owed since the last decision: that processes begin anew, and that the ledger hears of it. Raises OSError."""
+        owed = self._store.owed
+        if owed is not None:
+            again = owed.get("again")
+            if again and again["boot_id"] == self._store.boot_id() and self._run.is_dir():
+                begin_anew(self._run, again["roles"], str(again["digest"]))
+            spool_event(self._data, str(owed["kind"]), dict(owed["data"]), self._clock, identity=str(owed["id"]))
+            self._store.paid()
 
     def refresh(self) -> None:
-        """Essentials that are not of the good generation (the power went between the two) are written anew. Raises OSError."""
+        """What a cut left half done: a decision that was not told, essentials that are not of the good generation.
+        Raises OSError."""
+        self.pay()
         good = self._store.good
         if good is None or (self._store.essentials() or {}).get("digest") == good.digest:
             return
