@@ -296,12 +296,15 @@ def look_of(
     return look, golden
 
 
-def bundle_remarks(station: Station) -> list[str]:
-    """What a person should know of the bundles that a station names: what refuses them, and their limits."""
+def bundle_remarks(station: Station, root: Path = Path("/")) -> list[str]:
+    """What a person should know of the bundles and cameras that a station names: what refuses them, their limits, and what
+    this box (below ``root``) does not have."""
+    from appliance.box.jetson import l4t_release
     from appliance.model.bundle import BundleError, load_bundle
+    from appliance.wiring.jetpack import not_there
     from appliance.wiring.jetson_inference import remarks
 
-    found = []
+    found, on_jetson_inference = [], []
     for name in sorted({look.bundle for recipe in station.recipes.values() for look in recipe.inspect}):
         folder = find_bundle(name, Path(station.file))
         try:
@@ -311,7 +314,10 @@ def bundle_remarks(station: Station) -> list[str]:
             continue
         if bundle and bundle.runtime == "jetson-inference":
             found += [f"warning: {one}" for one in remarks(bundle)]
-    return found
+            on_jetson_inference.append(name)
+    release = root / "etc/nv_tegra_release"
+    l4t = l4t_release(release.read_text(encoding="utf-8", errors="replace")) if release.is_file() else None
+    return found + [f"warning: {one}" for one in not_there(station, l4t, on_jetson_inference)]
 
 
 def blank_frame(size: tuple[int, int], pixel: str) -> Frame:
