@@ -144,7 +144,7 @@ SILENT = {
 def test_a_stick_starts_its_own_unit(device: Device) -> None:
     out = play(RULES.read_text(), device)
     assert out.wants == [f"appliance-usb@{device.kernel}.service"]
-    assert "systemd" in out.tags and out.env["UDISKS_AUTO"] == "0"
+    assert "systemd" in out.tags and out.env["UDISKS_AUTO"] == "0" and out.group == "appliance"
 
 
 @pytest.mark.parametrize("device", UNREADABLE, ids=lambda one: f"{one.kernel} {one.env.get('ID_FS_TYPE', 'nothing')}")

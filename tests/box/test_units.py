@@ -41,7 +41,7 @@ EXPOSURE = {
     "appliance-broker.service": 1.2,
     "appliance-settle.service": 0.8,
     "appliance-twin.service": 0.4,
-    "appliance-usb-unreadable@.service": 0.8,
+    "appliance-usb-unreadable@.service": 1.2,
     "appliance-usb@.service": 1.7,
     "reportd.service": 1.6,
     # Pins, real time (its own calls and limits), and remote I/O on the plant's network: each is what it is for.
