@@ -489,3 +489,27 @@ def test_only_a_plain_true_spares_anything(house: House, arguments: dict[str, An
     house.daemon._hear(Command("box", "bypass", {"passes": True}, "report"))
     assert house.daemon._inspector and not house.daemon._inspector.spare_passes
     house.daemon.close()
+
+
+def test_a_build_ends_when_another_configuration_was_chosen(tmp_path: Path) -> None:
+    """It would be of a configuration that nobody runs any more."""
+
+
+    def load(progress: Any) -> Loaded:
+        house.paths.again_file("inspect").touch()
+        progress("timing kernels", 0.5)
+        raise AssertionError("it went on building")
+
+    house = House(tmp_path, {}, load=load)
+    house.daemon.load()
+    assert house.daemon.stopping
+    house.daemon.close()
+
+
+def test_inspectd_goes_by_another_name_where_nothing_changes_for_it(house: House) -> None:
+    house.daemon.load()
+    house.paths.same_file("inspect").write_text("sha256:new")
+    house.daemon._hear_of_configurations(2**62)
+    house.daemon._send()
+    assert house.states()[-1].configuration == "sha256:new" and house.states()[-1].state == "ready"
+    assert not house.paths.same_file("inspect").exists() and not house.daemon.stopping
