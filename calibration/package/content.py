@@ -86,7 +86,7 @@ def documents(source: Source, parts_list: bytes, licences: Mapping[str, str]) ->
 
 def _copyright(licences: Mapping[str, str]) -> bytes:
     own = (
-        "The inspection appliance\nCopyright: its authors\nLicence: Apache-2.0\n\n"
+        "The inspection appliance\nCopyright © 2026 its authors\nLicence: Apache-2.0\n\n"
         "On Debian systems the text of that licence is /usr/share/common-licenses/Apache-2.0.\n\n"
         "The Python packages in /usr/lib/appliance/packages are copyright of their authors. The licence of each lies in its\n"
         ".dist-info folder; by its own words it is:\n\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from calibration.package.tree import PROGRAM, Entry, folders
 
-# Preset 6 makes the package a seventh smaller and takes five times as long.
-_PRESET = 1
+# On 270 MB: 0 takes 17 s and leaves 102 MB, 1 takes 26 s and 97 MB, 6 takes 137 s and 82 MB.
+_PRESET = 0
 _MEMBER_MODE = 0o100644
 
 
