@@ -228,7 +228,8 @@ def order(version: str) -> list[tuple[int, int, str]]:
 
 
 def target(state: State, seen: Seen) -> str:
-    """The slot to fill: never the one that runs or is chosen; of two idle ones the one without a proved version."""
+    """The slot to fill: never the one that runs or is chosen; of two idle ones the one without a proved version. Raises
+    ValueError while a trial holds and neither is idle."""
     idle = [name for name in SLOTS if name not in (state.active, seen.runs)]
     proved = dict(state.proved)
     return min(idle, key=lambda name: (name in seen.stamps and proved.get(name) == seen.stamps[name].digest, name))

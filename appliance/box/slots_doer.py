@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -68,19 +69,22 @@ def bounded(command: Sequence[str], environment: dict[str, str], folder: Path, s
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))  # its end, should this process be killed
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 10,) * 2)  # its end, should this process be killed
 
     with tempfile.TemporaryFile() as words:  # a pipe would fill, or make us read without end
         child = subprocess.Popen(
             command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words,
             preexec_fn=limit, start_new_session=True,
         )  # fmt: skip
+        ended = False
         try:
-            code = child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return f"it did not end within {seconds:.0f} s"
+            ended = _ends_within(child.pid, seconds)
         finally:
-            _end(child)
+            # While it was not waited for its number is nobody else's, and so is that of its group.
+            os.killpg(child.pid, signal.SIGKILL)
+            code = child.wait()
+        if not ended:
+            return f"it did not end within {seconds:.0f} s"
         if code == 0:
             return ""
         words.seek(max(0, words.seek(0, os.SEEK_END) - TOLD_CHARACTERS))
@@ -88,13 +92,14 @@ def bounded(command: Sequence[str], environment: dict[str, str], folder: Path, s
         return (f"it was ended by signal {-code}" if code < 0 else f"exit {code}") + (f": {said}" if said else "")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """It and all that it began."""
+def _ends_within(pid: int, seconds: float) -> bool:
+    process = os.pidfd_open(pid)
     try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nobody is left
-    child.wait()
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(process)
 
 
 @dataclass
@@ -216,9 +221,8 @@ class Doer:
             if self.configuration is not None:
                 self._must_pass(slot, environment, "refuses the running configuration", "check", str(self.configuration))
             # On the processor, whatever the box has: the GPU is the running station's.
-            shipped = (slot / "appliance/twin/station.yaml").read_text(encoding="utf-8")
             station = Path(home, "station.yaml")
-            station.write_text(shipped + "\nengine: cpu\n", encoding="utf-8")
+            station.write_bytes(_shipped_station(slot) + b"\nengine: cpu\n")
             rehearsal = ("rehearse", "--fast", "--parts", "50", "-c", str(station))
             self._must_pass(slot, environment, "does not pass its own rehearsal here", *rehearsal)
 
@@ -277,6 +281,14 @@ def application_on_trial(slots_folder: Path, boot: Callable[[], str] = boot_id, 
     if trial and trial.holds(boot(), now_ns()):
         return f"the application in slot {trial.what} is on trial; wait until that is decided"
     return ""
+
+
+def _shipped_station(slot: Path) -> bytes:
+    """Raises UpdateFailed, OSError."""
+    try:
+        return (slot / "appliance/twin/station.yaml").read_bytes()
+    except FileNotFoundError as why:
+        raise UpdateFailed("the new version brings no station to rehearse with (appliance/twin/station.yaml)") from why
 
 
 def _stamp_of(slot: Path, here: tuple[str, str, int]) -> Stamp | None:
