@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymodbus.client import ModbusTcpClient
 
 from appliance.box.again import begin_anew
 from appliance.box.health import read_state
@@ -20,6 +21,7 @@ from appliance.box.store import Store
 from appliance.clock import VirtualClock, boottime_ns, now_ns
 from appliance.config import load
 from appliance.config.load import PROJECT
+from appliance.faults import FAULTS
 from appliance.link import Listener, SocketLink
 from appliance.messages import Command, Edge, InspectState, Level, Status, TwinHello, Verdict
 from appliance.paths import Paths
@@ -28,6 +30,8 @@ from appliance.reject.books import Books
 from appliance.reject.lamp import LAMP, known, lit
 from appliance.reject.rejector import Rejector
 from appliance.reject.safe import FixedOutput, safe_build
+from appliance.report.plc import FAULT, LINE_STOP, STATES
+from appliance.report.plc import READY as READY_BIT
 from appliance.report.verify import verify
 from appliance.twin.mes import Mes
 from appliance.wiring.store import essentials_of
@@ -321,8 +325,8 @@ def test_strict_start_ends_with_exit_2_and_says_why(folder: Path) -> None:
         assert "appliance.yaml:1:1: file: it is not what was put there" in ended.stderr
 
 
-def test_safe_mode_is_told_over_the_last_good_stations_broker(folder: Path, start: Callable[[Box], Running]) -> None:
-    port = free_port()
+def test_safe_mode_is_told_over_the_last_good_stations_broker_and_plc(folder: Path, start: Callable[[Box], Running]) -> None:
+    port, plc_port = free_port(), free_port()
     broker = start_embedded(port)
     wait_for_port(port, broker)
     mes = Mes(port, "acme/demo/line1/inspect-a")
@@ -332,7 +336,7 @@ def test_safe_mode_is_told_over_the_last_good_stations_broker(folder: Path, star
         def told(document: dict[str, Any]) -> None:
             quiet(document)
             document["mqtt"] = {"broker": f"mqtt://127.0.0.1:{port}"}
-            document["modbus"] = {"listen": f"127.0.0.1:{free_port()}"}
+            document["modbus"] = {"listen": f"127.0.0.1:{plc_port}"}
 
         make_good(box, told).file.write_text("{")
         station = start(box)
@@ -342,6 +346,12 @@ def test_safe_mode_is_told_over_the_last_good_stations_broker(folder: Path, star
         station.until(lambda: (mes.retained.get("alarm/safe_mode") or {}).get("raised"))
         station.until(lambda: any(one.get("event") == "safe_mode" for one in mes.entries.values()))
         assert all(one["simulated"] for one in mes.entries.values())
+        plc = ModbusTcpClient("127.0.0.1", port=plc_port, timeout=2, retries=0)
+        assert plc.connect()
+        told = plc.read_input_registers(0, count=16).registers
+        plc.close()
+        assert told[2] & FAULT and told[2] & LINE_STOP and not told[2] & READY_BIT
+        assert STATES[told[4] - 1] == "fault" and told[8] == FAULTS["safe_mode"].number and told[6:8] == [0, 0]
         assert station.close() == 0
     finally:
         mes.close()
