@@ -210,6 +210,17 @@ def test_load_is_the_share_between_two_looks(orin: Path) -> None:
     assert cpu_load(look(orin), before) is None and cpu_load(None, before) is None, "a counter that went back says nothing"
 
 
+def test_a_guests_time_is_counted_once(orin: Path) -> None:
+    before = look(orin)
+    (orin / "proc/stat").write_text("cpu  1060 0 500 8040 300 0 100 0 60 0\n")  # the 60 of the user are the guest's
+    assert cpu_load(before, look(orin)) == 0.6
+
+
+def test_more_memory_than_there_is_is_no_memory(orin: Path) -> None:
+    (orin / "proc/meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 1001 kB\n")
+    assert look(orin).memory is None and "/proc/meminfo" in look(orin).unreadable
+
+
 @pytest.mark.parametrize(("text", "worn"), [("0x00 0x00", None), ("0x0B 0x01", 1.1), ("garbage", None), ("0xff 0x01", 0.1)])
 def test_the_wear_of_an_emmc(tmp_path: Path, text: str, worn: float | None) -> None:
     lay(tmp_path, {"sys/block/mmcblk1/device/life_time": text + "\n", "sys/block/loop0/device/life_time": "0x01 0x01"})
@@ -248,7 +259,7 @@ NONSENSE = st.one_of(
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=80)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=40)
 def test_missing_and_garbled_files_never_raise_and_never_give_a_number_that_cannot_be(fuzzed: Path, data: st.DataObject) -> None:
     tree = BOARDS[data.draw(st.sampled_from(sorted(BOARDS)))]()
     names = st.lists(st.sampled_from(sorted(tree)), max_size=12, unique=True)
@@ -270,7 +281,7 @@ def test_missing_and_garbled_files_never_raise_and_never_give_a_number_that_cann
 
 
 @given(st.sampled_from(sorted(BOARDS)), st.integers(-(10**6), 10**6))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 def test_a_number_that_is_taken_is_the_files_own_in_the_unit_of_its_name(fuzzed: Path, board: str, milli: int) -> None:
     with tempfile.TemporaryDirectory(dir=fuzzed) as folder:
         found = read(Files(lay(Path(folder), {**BOARDS[board](), **zone(77, "fuzz-thermal", milli)})), 1)
