@@ -84,10 +84,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def run_tool(command: Sequence[str | os.PathLike[str]], log: Path) -> None:
+def run_tool(command: Sequence[str | os.PathLike[str]], log: Path, folder: Path | None = None) -> None:
     """A command whose words go to ``log``. Raises RuntimeError with the last of them."""
     with log.open("ab") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder)
     if done.returncode:
         last = log.read_text(errors="replace")[-3000:]
         raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{last}")

@@ -95,6 +95,7 @@ class Machine:
         self.shared = self._folder / "host"
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
+        self._listener: threading.Thread | None = None
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count(1)
         self._hello = threading.Event()
@@ -131,7 +132,8 @@ class Machine:
                 start_new_session=True, cwd=self._folder, env={**os.environ, "HOME": str(self._folder)},
             )  # fmt: skip
         theirs.close()
-        threading.Thread(target=self._listen, args=(self._line,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._line,), daemon=True)
+        self._listener.start()
         if not self._hello.wait(deadline_s):
             self.cut_power()
             raise MachineLost(f"no sign of life after {deadline_s:g} s; the console ends:\n{self.console()[-3000:]}")
@@ -160,6 +162,10 @@ class Machine:
                 pass  # it powered off by itself
             process.wait()
         if self._line:
+            # only when its reader has ended: the number of a closed socket is the next machine's
+            self._line.shutdown(socket.SHUT_RDWR)
+            if self._listener:
+                self._listener.join()
             self._line.close()
             self._line = None
         self._forget_jobs()
@@ -224,15 +230,11 @@ class Machine:
     def _listen(self, line: socket.socket) -> None:
         """This machine's thread: answers come in any order."""
         rest = b""
-        try:
-            while block := line.recv(1 << 16):
-                *lines, rest = (rest + block).split(b"\n")
-                for one in lines:
-                    self._hear(one)
-        except OSError:
-            return  # closed by cut_power
-        if self._line is line:
-            self._forget_jobs()
+        while block := line.recv(1 << 16):
+            *lines, rest = (rest + block).split(b"\n")
+            for one in lines:
+                self._hear(one)
+        self._forget_jobs()
 
     def _hear(self, line: bytes) -> None:
         try:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
-from tests.box.vm.cache import HERE, cached, digest, file_digest, needs, run_tool
+from tests.box.vm.cache import HERE, ROOT, cached, digest, file_digest, needs, run_tool
 from tests.box.vm.kernel import kernel
 
 PACKAGES = "mmdebstrap e2fsprogs uidmap fakeroot"
-SUITE = "bookworm"
+SUITE, _PYTHON = "bookworm", "3.11"
+_PACKAGED = ("appliance", "models", "systemd", "udev", "calibration/package")
 _SIZE = "3G"  # sparse
 _DEBIAN = "systemd-sysv udev dbus python3 mosquitto kmod e2fsprogs dosfstools dmsetup"
 _GUEST_FILES = ("agent.py", "vm-agent.service")
@@ -58,6 +60,22 @@ def _build_base(packages: str, scratch: Path) -> Path:
     as_root = [] if os.geteuid() == 0 else ["fakeroot"]  # files of root and of others, made by nobody in particular
     run_tool([*as_root, "sh", "-c", unpack, "sh", tar, root, image, _SIZE], scratch / "log")
     return image
+
+
+def appliance_deb() -> Path:
+    """This tree's package for this guest. Raises RuntimeError."""
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    files = [path for room in _PACKAGED for path in sorted((ROOT / room).rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    key = digest(commit, *(part for path in files for part in (str(path.relative_to(ROOT)), path.read_bytes())))
+    return cached("deb", key, _build_deb)
+
+
+def _build_deb(scratch: Path) -> Path:
+    out = scratch / "out"
+    command = [sys.executable, "-m", "calibration.package", "--arch", "amd64", "--python", _PYTHON, "--no-bundle", "-o", out]
+    run_tool(command, scratch / "log", folder=ROOT)
+    (deb,) = out.glob("*.deb")
+    return deb
 
 
 def box_image(deb: Path) -> Path:
