@@ -20,9 +20,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from appliance.box.app_bundle import verify
+from appliance.config.schema import Modbus, Mqtt, Station
 from calibration.package import elf
 from calibration.package.__main__ import validate, vendored
-from calibration.package.content import EXAMPLE, system_libraries
+from calibration.package.content import EXAMPLE, maintainer, system_libraries
 from calibration.package.lock import LEFT_OUT, Pin, holds, read_lock, run_time_pins
 from calibration.package.source import read_source
 from calibration.package.target import MACHINES, SYSTEMS, PackageError, Target, target
@@ -591,6 +592,16 @@ def test_a_tree_without_git_has_the_same_version_and_date_everywhere(small: Path
 def test_nothing_that_is_left_out_of_the_package_is_imported_by_the_firmware() -> None:
     text = "\n".join(path.read_text() for path in (ROOT / "appliance").rglob("*.py"))
     assert [name for name in LEFT_OUT if re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE)] == []
+
+
+def test_security_md_tells_the_defaults_as_the_configuration_has_them() -> None:
+    told = (ROOT / "SECURITY.md").read_text()
+    modbus, mqtt = Modbus.model_fields, Mqtt.model_fields
+    assert modbus["listen"].default == "127.0.0.1:1502" and "127.0.0.1:1502" in told
+    assert modbus["clients"].default == () and "name in `clients` who may write" in told
+    assert mqtt["commands"].default == () and "commands from it are refused" in told
+    assert Station.model_fields["signature"].default == "warn" and "The default is `warn`" in told
+    assert maintainer().partition("<")[2][:-1] in told
 
 
 def test_the_firmware_never_opens_a_video_with_opencv() -> None:
