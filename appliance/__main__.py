@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import os
@@ -184,6 +185,7 @@ def _chosen(options: argparse.Namespace, roles: tuple[str, ...]) -> tuple[Chosen
 
 def _one_role(role: str, chosen: Chosen, paths: Paths) -> int:
     clock, notifier = SystemClock(), of_this_process()
+    faulthandler.enable()  # the watchdog's SIGABRT leaves in the journal where the process hung
     if chosen.why:
         logging.getLogger("appliance.run").error("%s", chosen.why)
     if role == "reject":

@@ -43,7 +43,7 @@ sh -e "$2"
 mkdir old
 pivot_root . old
 umount -l old
-exec /lib/systemd/systemd --unit=box.target --log-target=console --log-level=notice --show-status=0
+exec /lib/systemd/systemd --unit=box.target --log-target=journal --log-level=info --show-status=0
 """
 
 
