@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -21,8 +22,9 @@ from packaging.utils import canonicalize_name
 
 from appliance.box.app_bundle import verify
 from appliance.config.schema import Modbus, Mqtt, Station
+from appliance.model.kernel_images import SOURCES_FILE, sources_digest
 from calibration.package import elf
-from calibration.package.__main__ import validate, vendored
+from calibration.package.__main__ import kernel_images, validate, vendored
 from calibration.package.content import EXAMPLE, maintainer, system_libraries
 from calibration.package.lock import LEFT_OUT, Pin, holds, read_lock, run_time_pins
 from calibration.package.source import read_source
@@ -186,6 +188,13 @@ def test_dpkg_can_check_every_file(installed: Path, deb: Path, tmp_path: Path) -
         path = tmp_path / "control" / script
         assert path.stat().st_mode & 0o777 == 0o755 and "@" not in path.read_text().replace('"$@"', "")
         assert subprocess.run(["sh", "-n", str(path)]).returncode == 0
+        assert not re.search(r"^\s*systemctl.* (start|restart|try-restart|--now)\b", path.read_text(), re.MULTILINE)
+
+
+def test_the_change_log_carries_no_time_of_the_build(content: tarfile.TarFile) -> None:
+    packed = data(content, "./usr/share/doc/appliance/changelog.gz")
+    assert packed[4:8] == bytes(4)  # gzip's own time stamp: two builds in one second would agree all the same
+    assert b"Tue, 24 Nov 2026 12:00:00 +0000" in gzip.decompress(packed)
 
 
 def test_it_asks_for_its_python_and_for_what_its_libraries_need(deb: Path) -> None:
@@ -550,6 +559,20 @@ def test_two_that_bring_the_same_file_must_agree() -> None:
     assert len(in_order([Entry("a/x", b"1"), Entry("a/x", b"1")])) == 1
     with pytest.raises(PackageError, match="/a/x"):
         in_order([Entry("a/x", b"1"), Entry("a/x", b"2")])
+
+
+@pytest.mark.parametrize("made_of", [None, "0" * 64])
+def test_a_jetsons_package_without_kernels_of_these_sources_is_refused(tmp_path: Path, made_of: str | None) -> None:
+    shutil.copytree(ROOT / "appliance/kernels", tmp_path / "appliance/kernels")
+    folder = tmp_path / "build/kernels"
+    folder.mkdir(parents=True)
+    if made_of:
+        (folder / SOURCES_FILE).write_text(made_of + "\n")
+    with pytest.raises(PackageError, match=r"\./build\.sh kernels"):
+        kernel_images(tmp_path, Target("arm64", "3.10"))
+    assert kernel_images(tmp_path, Target("amd64", "3.10")) is None
+    (folder / SOURCES_FILE).write_text(sources_digest(tmp_path / "appliance/kernels") + "\n")
+    assert kernel_images(tmp_path, Target("arm64", "3.10")) == folder
 
 
 # --- the tree ----------------------------------------------------------------------------------------------
