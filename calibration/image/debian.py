@@ -55,6 +55,7 @@ def install(inside: Inside, rootfs: Rootfs, deb: DebFile) -> None:
     options = _lists(rootfs, inside.share)
     command = ["apt-get", *options, "install", "--yes", "--no-install-recommends", "--allow-downgrades", "--reinstall",
                f"{SHARED}/{deb.path.name}"]  # fmt: skip
+    inside.must(["dpkg", "--configure", "-a"])  # nothing to do, unless a run was cut short in the middle
     if inside.run(command).code:  # most likely its lists are as old as its image, or not there
         inside.must(["apt-get", *options, "update"])
         inside.must(command)

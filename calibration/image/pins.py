@@ -73,7 +73,7 @@ def pinmux_text(station: str, found: Iterable[Pad], board: str, release: str) ->
     for row in rows:
         pin = f"pin {pins[row.line]} of the 40-pin header" if row.line in pins else _other(row.line, bool(pins))
         direction = "output" if row.output else "input"
-        lines.append(f"  {row.line:<10} {direction:<7} {pin:<34} {row.where}{f'  ({row.options})' if row.options else ''}")
+        lines.append(f"  {row.line:<20} {direction:<7} {pin:<34} {row.where}{f'  ({row.options})' if row.options else ''}")
     if release == FLOATING_RELEASE:
         lines += [
             "",

@@ -149,12 +149,13 @@ class Rootfs:
         return self.link_target(inside) == "/dev/null"
 
 
-def tree_digest(root: Path) -> str:
-    """One digest of everything below: names, kinds, modes, owners, sizes, contents, links, and when files were changed."""
+def tree_digest(root: Path, times: bool = True) -> str:
+    """One digest of everything below: names, kinds, modes, owners, contents, links, and, with ``times``, when changed."""
     whole = hashlib.sha256()
     for path in _everything(root):
         about = path.lstat()
-        line = f"{path.relative_to(root)}\0{about.st_mode:o}\0{about.st_uid}:{about.st_gid}\0{about.st_mtime_ns}\0"
+        changed_ns = about.st_mtime_ns if times else 0
+        line = f"{path.relative_to(root)}\0{about.st_mode:o}\0{about.st_uid}:{about.st_gid}\0{changed_ns}\0"
         whole.update(line.encode("utf-8", "surrogateescape"))
         if stat.S_ISLNK(about.st_mode):
             whole.update(os.readlink(path).encode("utf-8", "surrogateescape"))

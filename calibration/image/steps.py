@@ -52,7 +52,7 @@ def plan(rootfs: Rootfs, wanted: Wanted, inside: Callable[[], Inside]) -> list[S
         Step("not needed", f"mask {', '.join(_unmasked(rootfs)) or 'nothing more'}", "each has its reason in quiet.py",
              lambda: not _unmasked(rootfs), lambda: _systemctl(inside(), "mask", *_unmasked(rootfs))),
         Step("units", "enable the package's units", "the line inspects when the box is on",
-             lambda: not _not_enabled(rootfs), lambda: _systemctl(inside(), "enable", *_not_enabled(rootfs))),
+             lambda: bool(package_units(rootfs)) and not _not_enabled(rootfs), lambda: _enable(rootfs, inside)),
         Step("clock", "one time service", "two would pull at one clock; without any the ledger says clock: unset",
              lambda: not _wrong_clocks(rootfs), lambda: _one_clock(rootfs, inside())),
         Step("time zone", "UTC", "records carry UTC; a zone would only confuse the journal",
@@ -139,6 +139,12 @@ def _systemctl_here() -> str:
 def _systemctl(inside: Inside, verb: str, *units: str) -> None:
     """In there and not from here: for a daemon with an old init script it calls the distribution's own update-rc.d."""
     inside.must(["systemctl", verb, *units])
+
+
+def _enable(rootfs: Rootfs, inside: Callable[[], Inside]) -> None:
+    if not package_units(rootfs):
+        raise ImageError(f"the package {PACKAGE} names no unit that a box starts by itself (system-preset/): nothing would run")
+    _systemctl(inside(), "enable", *_not_enabled(rootfs))
 
 
 def _installed(rootfs: Rootfs, deb: DebFile) -> bool:

@@ -97,3 +97,13 @@ def _script(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
+
+
+def gpio_station(folder: Path) -> Path:
+    """The shipped station with its eye, gate and one output on pins of the developer kit."""
+    text = (Path(__file__).resolve().parents[2] / "appliance/twin/station.yaml").read_text()
+    for twin, pin in (("eye", "PAC.06?active=high&bias=none"), ("gate", "PZ.05?drive=push-pull"), ("fault", "tegra234-gpio/53")):
+        text = text.replace(f"twin://{twin}", f"gpio://{pin}")
+    file = folder / "station.yaml"
+    file.write_text(text)
+    return file
