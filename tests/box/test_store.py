@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -216,15 +217,18 @@ def test_a_generation_without_its_meta_is_none(store: Store, tmp_path: Path) -> 
     assert store.put(folder(tmp_path / "a", "one"), META).number == 2, "its number is not used again"
 
 
-def test_two_writers_come_one_after_the_other(store: Store, tmp_path: Path) -> None:
-    sources = [folder(tmp_path / f"{number}", f"{number}") for number in range(6)]
+def test_a_writer_waits_for_another_process_and_readers_do_not(store: Store, tmp_path: Path) -> None:
+    one = good(store, folder(tmp_path / "a", "one"))
+    other = os.open(store.root / "lock", os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_EX)
     made: list[Generation] = []
-    threads = [threading.Thread(target=lambda one=one: made.append(store.put(one, META))) for one in sources]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert sorted(one.number for one in made) == list(range(1, 7))
+    writer = threading.Thread(target=lambda: made.append(store.put(folder(tmp_path / "b", "two"), META)))
+    writer.start()
+    writer.join(0.3)
+    assert writer.is_alive() and made == [] and chosen(store) == one.number
+    os.close(other)
+    writer.join(30)
+    assert [each.number for each in made] == [2]
 
 
 # --- the power cut at every step ----------------------------------------------------------------------------
@@ -239,6 +243,11 @@ def cut_begin(store: Store, source: Path) -> None:
 
 
 def cut_mark(store: Store, _source: Path) -> None:
+    store.mark_good({"station": "new"})
+
+
+def cut_all(store: Store, source: Path) -> None:
+    store.begin_trial(store.put(source, META), LATER_NS)
     store.mark_good({"station": "new"})
 
 
@@ -264,8 +273,8 @@ def many(store: Store, source: Path) -> None:
 @pytest.mark.parametrize("boot", ["boot-1", "boot-2"], ids=["the doer is killed", "the power goes"])
 @pytest.mark.parametrize(
     ("before", "act"),
-    [(None, cut_put), (None, cut_begin), (begun, cut_mark), (begun, cut_give_up), (many, cut_prune)],
-    ids=["put", "begin_trial", "mark_good", "give_up", "prune"],
+    [(None, cut_put), (None, cut_begin), (None, cut_all), (begun, cut_mark), (begun, cut_give_up), (many, cut_prune)],
+    ids=["put", "begin_trial", "all of it", "mark_good", "give_up", "prune"],
 )
 def test_a_cut_at_any_step_leaves_the_old_or_the_new_whole(
     tmp_path: Path, first: bool, names_lost: bool, boot: str, before: Callable | None, act: Callable
