@@ -168,15 +168,16 @@ def verify(data: bytes, raw: bytes, keys: list[Key]) -> Verified:
         signature = read_signature(raw)
     except SignatureError as why:
         return Verified("unreadable", str(why))
-    named = [key for key in keys if key.id == signature.key_id] if signature.key_id else []
-    for key in named or keys:
+    # A key without a number of minisign's may be anyone's; one with a number made only what bears it.
+    able = [key for key in keys if not (signature.key_id and key.from_minisign) or key.id == signature.key_id]
+    for key in able:
         if _holds(key, signature, data):
             return Verified("good", f"signed by {key}", key)
     if not keys:
         return Verified("unknown", "it is signed, and no key is enrolled that could tell by whom")
-    if signature.key_id and not named and any(key.from_minisign for key in keys):
+    if not able:
         return Verified("unknown", f"it is signed by key {signature.key_id}, which is not enrolled")
-    by = str(named[0]) if named else "any enrolled key: " + ", ".join(map(str, keys))
+    by = ", ".join(map(str, able))
     return Verified("mismatch", f"the signature is not that of these bytes by {by}; the file was altered or damaged since")
 
 

@@ -155,8 +155,13 @@ def _changes(new: Station, document: reader.Document, running: Path | None, data
     lines = {path: mark.line for path, mark in document.keys.items()} | {
         path: mark.line for path, mark in document.values.items() if path and isinstance(path[-1], int)
     }
-    told = words.differences(old.model_dump(mode="json"), new.model_dump(mode="json"), lines)
+    told = words.differences(_plain(old), _plain(new), lines)
     return told + _bundle_changes(old, new, data_dir)
+
+
+def _plain(station: Station) -> dict[str, Any]:
+    """As JSON. Defaults are not validated, so one may be an int where its type says float: pydantic warns of that."""
+    return station.model_dump(mode="json", warnings="none")
 
 
 def _bundle_changes(old: Station, new: Station, data_dir: Path) -> list[str]:

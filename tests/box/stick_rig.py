@@ -21,8 +21,8 @@ from appliance.box.stick import Source
 from appliance.box.store import Generation, Store, file_digest, tree_digest
 from appliance.clock import VirtualClock
 from appliance.paths import Paths
-from appliance.wiring.store import load_chosen
 from appliance.wiring.stick import Box, serve
+from appliance.wiring.store import load_chosen
 from tests.box.sticks import Maker
 
 ROOT = Path(__file__).resolve().parents[2]

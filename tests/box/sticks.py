@@ -62,10 +62,10 @@ Damage = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Kind:
-    """``fill``: puts it into an empty folder; ``damage``: done to the FAT image made of that; ``fat_fill``: in its place for an image, with what
-    ``damage`` adds. ``ends``: what has to come of it;
-    ``words``: RESULT.txt (of an unreadable one: the event) says one of them. ``fat``: a FAT can hold it; ``folder``: a plain
-    folder can; ``root``: making it needs that; ``signed``: only a station with ``signature: require`` refuses it."""
+    """``fill``: puts it into an empty folder; ``damage``: done to the FAT image made of that, or of ``fat_fill``. ``ends``: what
+    has to come of it; ``words``: RESULT.txt (of an unreadable one: the event) says one of them. ``fat``: a FAT can hold it;
+    ``folder``: a plain folder can; ``root``: making it needs that; ``signed``: only a station with ``signature: require`` refuses
+    it; ``tags``: ``or unreadable`` where kernels differ."""
 
     name: str
     ends: Ends

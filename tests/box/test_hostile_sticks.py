@@ -179,7 +179,7 @@ def test_damaged_images_can_be_made(kind: Kind, tmp_path: Path) -> None:
     if kind.name == "foreign file system" and not shutil.which("mkfs.ext4", path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
         pytest.skip("mkfs.ext4 is missing (apt: e2fsprogs)")
     sound, damaged = tmp_path / "sound.img", tmp_path / "damaged.img"
-    sticks.make_image(Kind("sound", "applied", (), kind.fill), sound, STRICT)
+    sticks.make_image(Kind("sound", "applied", (), kind.fat_fill or kind.fill), sound, STRICT)
     shutil.copyfile(sound, damaged)
     assert kind.damage is not None
     kind.damage(damaged)
