@@ -91,6 +91,21 @@ def test_ready_status_watchdog_and_more_time_are_systemds_words(manager: tuple[M
     ]  # fmt: skip
 
 
+def test_a_watchdog_that_became_narrow_again_is_fed_at_once(tmp_path: Path) -> None:
+    """Fed for 180 s in the middle of a build, inspectd would otherwise be silent for ninety while 20 are asked for."""
+    heard = Manager(str(tmp_path / "notify"))
+    told = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000000"}, 7)
+    told.watchdog(180.0)
+    told.alive(10**9)
+    told.watchdog(20.0)
+    heard.read()
+    told.alive(2 * 10**9)
+    told.alive(11 * 10**9)
+    told.alive(12 * 10**9)
+    assert heard.read() == ["WATCHDOG=1", "WATCHDOG=1"]
+    heard.close()
+
+
 @pytest.mark.parametrize("whose", ["8", "123456"])
 def test_another_process_watchdog_is_not_fed(tmp_path: Path, whose: str) -> None:
     heard = Manager(str(tmp_path / "notify"))
