@@ -15,7 +15,7 @@ from pathlib import Path
 from appliance.config import reader
 from appliance.config.load import ConfigError, load
 from calibration.image import accounts
-from calibration.image.cuda import gpu_steps
+from calibration.image.cuda import Gpu, gpu_steps
 from calibration.image.debian import DebFile, find_deb, read_deb
 from calibration.image.emulation import Inside
 from calibration.image.flash import DEFAULT_BOARD, check_files, flash, flash_text
@@ -55,6 +55,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ssh-key", type=Path, help="a .pub file: user 'service' gets in by it; without it sshd is off")
     parser.add_argument("--with-pycuda", action="store_true", help="JetPack's CUDA and TensorRT, and PyCUDA built on them")
     parser.add_argument("--with-jetson-utils", action="store_true", help="6.2: jetson-utils and jetson-inference too (csi://, rtsp://)")
+    parser.add_argument("--pycuda-from-wheels", action="store_true", help="PyCUDA by CUDA's headers from the package index")
     parser.add_argument("--any-python", action="store_true", help="a root file system that is not Ubuntu's: a stand-in's")
     parser.add_argument("--dry-run", action="store_true", help="only tell")
     return parser.parse_args(arguments)
@@ -81,8 +82,8 @@ def _make(options: argparse.Namespace, share: Path) -> None:
     found = _pads(options.station)
     key = accounts.public_key(options.ssh_key.read_text(encoding="utf-8"), str(options.ssh_key)) if options.ssh_key else ""
     steps = plan(rootfs, Wanted(deb, key), inside)
-    gpu = gpu_steps(jetpack, rootfs, inside, options.with_pycuda, options.with_jetson_utils)
-    changed += carry_out([*steps[:1], *gpu, *steps[1:]], _say, options.dry_run)
+    gpu = Gpu(options.with_pycuda, options.with_jetson_utils, options.pycuda_from_wheels)
+    changed += carry_out([*steps[:1], *gpu_steps(jetpack, rootfs, inside, gpu), *steps[1:]], _say, options.dry_run)
     told = list(remarks(rootfs))
     for line in told:
         _say(f"  note     {line}")

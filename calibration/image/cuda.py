@@ -8,9 +8,10 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.image.debian import nvidia_lists
+from calibration.image.debian import nvidia_lists, readable_lists
 from calibration.image.emulation import SHARED, Inside
 from calibration.image.jetpack import JetPack
 from calibration.image.rootfs import ImageError, Rootfs
@@ -18,35 +19,45 @@ from calibration.image.step import Step
 
 PYCUDA = "pycuda==2026.1"  # 2025.1.2 or later is needed for CUDA 13; no wheel of any version exists
 # jetson-inference brings jetson-utils as its submodule, at the commit that it was last changed for.
-JETSON_INFERENCE = "45da40a8"
+JETSON_INFERENCE = "45da40a8"  # of 2025-10-16
 _JETSON_SOURCE = "https://github.com/dusty-nv/jetson-inference"
 _SCRIPTS = Path(__file__).parent / "scripts"
-_SOC = {"6.2": "t234", "7.2": "t234"}
+_SOC = "t234"  # Orin, in NVIDIA's lists
+_JETSON_STAMP = "usr/local/share/jetson-inference/built"
 # Built for hours where a Jetson takes minutes: every instruction of the compiler is emulated.
 _LONGEST_BUILD_S = 6 * 3600
 
 
-def gpu_steps(jetpack: JetPack, rootfs: Rootfs, inside: Callable[[], Inside], pycuda: bool, jetson_utils: bool) -> list[Step]:
+@dataclass(frozen=True)
+class Gpu:
+    """What was asked for. ``pycuda_from_wheels``: without NVIDIA's package lists, where they cannot be reached."""
+
+    pycuda: bool = False
+    jetson_utils: bool = False
+    pycuda_from_wheels: bool = False
+
+
+def gpu_steps(jetpack: JetPack, rootfs: Rootfs, inside: Callable[[], Inside], wanted: Gpu) -> list[Step]:
     """The steps that were asked for. Raises ImageError for jetson-utils on 7.2, whose compiler refuses its list of GPUs."""
-    if jetson_utils and not jetpack.jetson_utils:
+    if wanted.jetson_utils and not jetpack.jetson_utils:
         raise ImageError(f"jetson-utils does not build on JetPack {jetpack.name} (its CUDA refuses the old GPUs on its list): "
                          "leave --with-jetson-utils out; cameras by v4l2:// and gige:// need neither")  # fmt: skip
     steps = []
-    if pycuda or jetson_utils:
+    if wanted.pycuda or wanted.jetson_utils:
         steps.append(
             Step("JetPack", f"install {', '.join(_runtime(jetpack))}", "the engine, and what it runs on; one release together",
                  lambda: not _missing(rootfs, _runtime(jetpack)), lambda: _install(rootfs, inside(), jetpack))
         )  # fmt: skip
+    if wanted.pycuda or wanted.jetson_utils or wanted.pycuda_from_wheels:
         steps.append(
-            Step("PyCUDA", f"build {PYCUDA} against CUDA {jetpack.cuda}", "there is no wheel of it",
-                 lambda: pycuda_is_there(rootfs),
-                 lambda: build_pycuda(rootfs, inside(), _SCRIPTS / "pycuda.sh", {"CUDA_PACKAGES": " ".join(_headers(jetpack))},
-                                      nvidia_lists(rootfs, _SOC[jetpack.name])))
+            Step("PyCUDA", f"build {PYCUDA} against CUDA {jetpack.cuda.replace('-', '.')}", "there is no wheel of it",
+                 lambda: pycuda_is_there(rootfs), lambda: _build_pycuda(rootfs, inside(), jetpack, wanted.pycuda_from_wheels))
         )  # fmt: skip
-    if jetson_utils:
+    if wanted.jetson_utils:
         steps.append(
-            Step("jetson-utils", f"build jetson-inference {JETSON_INFERENCE} and its jetson-utils", "csi:// and rtsp:// need it",
-                 lambda: rootfs.path(_jetson_extension(rootfs)).is_file(), lambda: _build_jetson(rootfs, inside(), jetpack))
+            Step("jetson-utils", f"build jetson-inference {JETSON_INFERENCE} with its jetson-utils", "csi:// and rtsp://",
+                 lambda: rootfs.path(f"{_JETSON_STAMP}-{JETSON_INFERENCE}").is_file(),
+                 lambda: _build_jetson(rootfs, inside(), jetpack))
         )  # fmt: skip
     return steps
 
@@ -56,22 +67,26 @@ def pycuda_is_there(rootfs: Rootfs) -> bool:
     return rootfs.path(f"{_site(rootfs)}/pycuda-{PYCUDA.partition('==')[2]}.dist-info/METADATA").is_file()
 
 
-def build_pycuda(rootfs: Rootfs, inside: Inside, script: Path, settings: dict[str, str], lists: dict[str, str]) -> list[Path]:
-    """Wheels of PyCUDA and what it needs beside numpy, built in a layer and unpacked into the root file system."""
-    shutil.copyfile(script, inside.share / script.name)
-    out = inside.share / "wheels"
-    out.mkdir(exist_ok=True)
-    with inside.layer() as layer:
-        for name, text in lists.items():
-            (inside.share / name).write_text(text, encoding="utf-8")
-        environment = {"REQUIREMENT": PYCUDA, "OUT": f"{SHARED}/wheels", **settings}
-        layer.must(["sh", "-e", f"{SHARED}/{script.name}"], environment, _LONGEST_BUILD_S)
-    wheels = sorted(out.glob("*.whl"), key=lambda wheel: wheel.name.startswith("pycuda-"))
+def _build_pycuda(rootfs: Rootfs, inside: Inside, jetpack: JetPack, from_wheels: bool) -> None:
+    """Wheels of PyCUDA and of what it needs, built in a layer, unpacked into the root file system."""
+    settings = {"REQUIREMENT": PYCUDA, "OUT": f"{SHARED}/wheels"}
+    if from_wheels:
+        settings |= {"CUDA_WHEELS": " ".join(jetpack.cuda_wheels), "LISTS": " ".join(readable_lists(rootfs, inside.share))}
+        _in_a_layer(inside, "pycuda_from_wheels.sh", settings)
+    else:
+        settings |= {"CUDA_PACKAGES": " ".join(_headers(jetpack)), "LISTS": " ".join(_nvidia(rootfs, inside))}
+        _in_a_layer(inside, "pycuda.sh", settings)
+    wheels = sorted((inside.share / "wheels").glob("*.whl"), key=lambda wheel: wheel.name.startswith("pycuda-"))
     if not wheels or not wheels[-1].name.startswith("pycuda-"):
-        raise ImageError(f"{script.name} ended well and left no wheel of PyCUDA")
-    for wheel in wheels:
+        raise ImageError("the build ended well and left no wheel of PyCUDA")
+    for wheel in wheels:  # PyCUDA last: what it needs is there when it is
         _unpack(wheel, rootfs.path(_site(rootfs)))
-    return wheels
+
+
+def _in_a_layer(inside: Inside, script: str, settings: dict[str, str]) -> None:
+    shutil.copyfile(_SCRIPTS / script, inside.share / script)
+    with inside.layer() as layer:
+        layer.must(["sh", "-e", f"{SHARED}/{script}"], settings, _LONGEST_BUILD_S)
 
 
 def _unpack(wheel: Path, site: Path) -> None:
@@ -103,23 +118,26 @@ def _missing(rootfs: Rootfs, names: tuple[str, ...]) -> list[str]:
 
 
 def _install(rootfs: Rootfs, inside: Inside, jetpack: JetPack) -> None:
-    options = _options(inside, nvidia_lists(rootfs, _SOC[jetpack.name]))
+    options = _nvidia(rootfs, inside)
     inside.must(["apt-get", *options, "update"])
     inside.must(["apt-get", *options, "install", "--yes", "--no-install-recommends", *_missing(rootfs, _runtime(jetpack))])
     inside.must(["apt-get", "clean"])
 
 
-def _options(inside: Inside, lists: dict[str, str]) -> list[str]:
+def _nvidia(rootfs: Rootfs, inside: Inside) -> list[str]:
+    """apt's options for all lists, NVIDIA's with the placeholder filled in as the first boot fills it."""
     folder = inside.share / "nvidia"
     folder.mkdir(exist_ok=True)
-    for name, text in lists.items():
+    for name, text in nvidia_lists(rootfs, _SOC).items():
         (folder / name).write_text(text, encoding="utf-8")
     return ["-o", f"Dir::Etc::sourceparts={SHARED}/nvidia"]
 
 
-def _jetson_extension(rootfs: Rootfs) -> str:
-    return f"usr/lib/python{rootfs.python()}/dist-packages/jetson_inference_python.so"
-
-
 def _build_jetson(rootfs: Rootfs, inside: Inside, jetpack: JetPack) -> None:
-    raise ImageError("not yet")
+    packages = " ".join((*_headers(jetpack), *(f"{name}-{jetpack.cuda}" for name in ("libnpp-dev", "libcublas-dev"))))
+    settings = {"SOURCE": _JETSON_SOURCE, "COMMIT": JETSON_INFERENCE, "OUT": f"{SHARED}/jetson", "CUDA_PACKAGES": packages,
+                "LISTS": " ".join(_nvidia(rootfs, inside))}  # fmt: skip
+    _in_a_layer(inside, "jetson_inference.sh", settings)
+    inside.must(["cp", "-a", f"{SHARED}/jetson/.", "/"])
+    inside.must(["ldconfig"])
+    rootfs.write(f"{_JETSON_STAMP}-{JETSON_INFERENCE}", f"{_JETSON_SOURCE} {JETSON_INFERENCE}\n")  # last: it is whole

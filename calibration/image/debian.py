@@ -52,7 +52,7 @@ def install(inside: Inside, rootfs: Rootfs, deb: DebFile) -> None:
     if deb.architecture not in ("all", (rootfs.packages().get("dpkg") or rootfs.packages()["libc6"]).architecture):
         raise ImageError(f"{deb.path.name} is for {deb.architecture}, which the root file system is not")
     shutil.copyfile(deb.path, inside.share / deb.path.name)
-    options = _lists(rootfs, inside.share)
+    options = readable_lists(rootfs, inside.share)
     command = ["apt-get", *options, "install", "--yes", "--no-install-recommends", "--allow-downgrades", "--reinstall",
                f"{SHARED}/{deb.path.name}"]  # fmt: skip
     inside.must(["dpkg", "--configure", "-a"])  # nothing to do, unless a run was cut short in the middle
@@ -69,7 +69,7 @@ def nvidia_lists(rootfs: Rootfs, soc: str) -> dict[str, str]:
     return {name: (rootfs.text(f"etc/apt/sources.list.d/{name}") or "").replace(_PLACEHOLDER, soc) for name in names}
 
 
-def _lists(rootfs: Rootfs, share: Path) -> list[str]:
+def readable_lists(rootfs: Rootfs, share: Path) -> list[str]:
     """Options that leave out lists which cannot be read yet: the others are copied to the shared folder."""
     folder = rootfs.path("etc/apt/sources.list.d")
     names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []

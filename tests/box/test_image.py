@@ -16,7 +16,7 @@ import pytest
 
 from calibration.image import __main__ as verb
 from calibration.image import accounts
-from calibration.image.cuda import gpu_steps
+from calibration.image.cuda import Gpu, gpu_steps
 from calibration.image.debian import find_deb, read_deb
 from calibration.image.emulation import Inside
 from calibration.image.flash import check_files, flash, flash_text
@@ -265,7 +265,7 @@ def test_every_disabled_unit_has_its_reason_and_none_that_a_box_needs_is_among_t
 
 def test_jetson_utils_is_refused_where_it_does_not_build(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"does not build on JetPack 7\.2"):
-        gpu_steps(JETPACKS["7.2"], Rootfs(tmp_path), lambda: pytest.fail("nothing is run"), True, True)
+        gpu_steps(JETPACKS["7.2"], Rootfs(tmp_path), lambda: pytest.fail("nothing is run"), Gpu(jetson_utils=True))
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def test_a_run_cut_short_after_any_step_ends_as_one_that_was_not(debian: Path, t
     deb = read_deb(small_deb(tmp_path / "deb"))
     trees = [Rootfs(stand_in(tmp_path / name, debian) / "rootfs") for name in ("in-order", "cut-short")]
     for seed, rootfs in enumerate(trees):
-        inside = cache(lambda root=rootfs.root: Inside(root, "x86_64", tmp_path / "deb"))
+        inside = cache(lambda root=rootfs.root: Inside(root, "x86_64", tmp_path))
         choice, turns = random.Random(seed), 0
         while todo := [step for step in plan(rootfs, Wanted(deb), inside) if not step.done()]:
             (todo[0] if seed == 0 or turns == 0 else choice.choice(todo)).do()
@@ -415,34 +415,38 @@ def test_a_run_cut_short_after_any_step_ends_as_one_that_was_not(debian: Path, t
     assert tree_digest(trees[0].root, times=False) == tree_digest(trees[1].root, times=False)
 
 
+@pytest.fixture(scope="module")
+def tree(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tree for several tests: whatever was done to it before, the next run makes it as it is wanted."""
+    return stand_in(tmp_path_factory.mktemp("tree"), debian)
+
+
 @needs_root_and_tools
 @pytest.mark.timeout(300)
-def test_a_package_whose_installation_was_cut_short_is_installed(debian: Path, tmp_path: Path) -> None:
-    l4t, deb = stand_in(tmp_path, debian), small_deb(tmp_path / "deb")
-    inside = Inside(l4t / "rootfs", "x86_64", tmp_path / "deb")
+def test_a_package_whose_installation_was_cut_short_is_installed(tree: Path, tmp_path: Path) -> None:
+    deb = small_deb(tmp_path / "deb", "0.5")
+    inside = Inside(tree / "rootfs", "x86_64", tmp_path / "deb")
     inside.must(["dpkg", "--unpack", f"/tmp/shared/{deb.name}"])
-    assert Rootfs(l4t / "rootfs").packages()["appliance"].state == "unpacked"
-    assert image(l4t, deb) == 0
-    assert Rootfs(l4t / "rootfs").packages()["appliance"].state == "installed"
+    assert Rootfs(tree / "rootfs").packages()["appliance"].state == "unpacked"
+    assert image(tree, deb) == 0
+    assert Rootfs(tree / "rootfs").packages()["appliance"].state == "installed"
 
 
 @needs_root_and_tools
 @pytest.mark.timeout(300)
-def test_a_key_opens_the_door_and_taking_it_away_shuts_it(debian: Path, tmp_path: Path) -> None:
-    l4t, deb = stand_in(tmp_path, debian), small_deb(tmp_path / "deb")
-    rootfs = l4t / "rootfs"
+def test_a_key_opens_the_door_and_taking_it_away_shuts_it(tree: Path, tmp_path: Path) -> None:
+    deb, rootfs = small_deb(tmp_path / "deb"), tree / "rootfs"
     (tmp_path / "id.pub").write_text(_KEY)
-    assert image(l4t, deb, "--ssh-key", str(tmp_path / "id.pub")) == 0
+    assert image(tree, deb, "--ssh-key", str(tmp_path / "id.pub")) == 0
     keys = rootfs / "home/service/.ssh/authorized_keys"
     owner = next(line.split(":") for line in (rootfs / "etc/passwd").read_text().splitlines() if line.startswith("service:"))
     assert keys.read_text() == _KEY and (keys.stat().st_mode & 0o777, str(keys.stat().st_uid)) == (0o600, owner[2])
     assert image_checks.starts_by_itself(rootfs, "ssh.service")
-    inside = Inside(rootfs, "x86_64", tmp_path)
-    with inside.layer() as layer:
+    with Inside(rootfs, "x86_64", tmp_path).layer() as layer:
         said = layer.must(["sh", "-ec", "ssh-keygen -A > /dev/null; mkdir -p /run/sshd; sshd -T -C user=nvidia,host=x,addr=::1"])
     assert {"passwordauthentication no", "permitrootlogin no", "allowusers service"} <= set(said.splitlines())
     image_checks.held(rootfs)
-    assert image(l4t, deb) == 0
+    assert image(tree, deb) == 0
     image_checks.nobody_gets_in(rootfs)
     image_checks.quiet(rootfs)
     assert not keys.exists() and not (rootfs / "etc/sudoers.d/appliance-service").exists()
@@ -450,16 +454,15 @@ def test_a_key_opens_the_door_and_taking_it_away_shuts_it(debian: Path, tmp_path
 
 @needs_root_and_tools
 @pytest.mark.timeout(300)
-def test_sshd_starts_on_a_box_that_has_no_host_keys_yet(debian: Path, tmp_path: Path) -> None:
-    l4t, deb = stand_in(tmp_path, debian), small_deb(tmp_path / "deb")
-    assert image(l4t, deb) == 0
-    inside = Inside(l4t / "rootfs", "x86_64", tmp_path)
-    with inside.layer() as layer:
-        said = layer.must(["systemctl", "cat", "ssh.service"])
-        before = [line.partition("=")[2] for line in said.splitlines() if line.startswith("ExecStartPre=")]
-        commands = before[before.index("") + 1 :]
+def test_sshd_starts_on_a_box_that_has_no_host_keys_yet(tree: Path, tmp_path: Path) -> None:
+    assert image(tree, small_deb(tmp_path / "deb")) == 0
+    drop_in = (tree / "rootfs/etc/systemd/system/ssh.service.d/appliance.conf").read_text().splitlines()
+    before = [line.partition("=")[2] for line in drop_in if line.startswith("ExecStartPre=")]
+    assert before[0] == ""  # the distribution's own, which is only the last of these, is not run before them
+    with Inside(tree / "rootfs", "x86_64", tmp_path).layer() as layer:
         assert layer.run(["sh", "-ec", "mkdir -p /run/sshd; /usr/sbin/sshd -t"]).code != 0
-        layer.must(["sh", "-ec", "; ".join(["mkdir -p /run/sshd", *commands])])
+    with Inside(tree / "rootfs", "x86_64", tmp_path).layer() as layer:
+        layer.must(["sh", "-ec", "; ".join(["mkdir -p /run/sshd", *before[1:]])])
 
 
 @needs_root_and_tools
@@ -467,17 +470,17 @@ def test_sshd_starts_on_a_box_that_has_no_host_keys_yet(debian: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("break_it", "complaint"),
     [
-        (lambda l4t, tmp: ["--deb", str(small_deb(tmp / "none", presets=""))], "names no unit that a box starts by itself"),
-        (lambda l4t, tmp: ["--deb", str(small_deb(tmp / "arm", architecture="arm64"))], "is for arm64, which"),
+        (lambda l4t, tmp: ["--deb", str(small_deb(tmp / "none", "2.0", presets=""))], "names no unit that a box starts"),
+        (lambda l4t, tmp: ["--deb", str(small_deb(tmp / "arm", "3.0", architecture="arm64"))], "is for arm64, which"),
         (lambda l4t, tmp: ["--board", "acme"], "lacks acme.conf"),
         (lambda l4t, tmp: ["--jetpack", "7.2"], "write --jetpack 6.2"),
-        (lambda l4t, tmp: ["--with-jetson-utils", "--jetpack", "7.2"], "write --jetpack 6.2"),
         (lambda l4t, tmp: ["--l4t", str(tmp)], "has no rootfs/"),
+        (lambda l4t, tmp: ["--ssh-key", str(tmp / "none.pub")], "none.pub"),
+        (lambda l4t, tmp: ["--station", str(tmp / "none.yaml")], "--station cannot be read"),
     ],
 )
 def test_what_cannot_be_is_told_in_a_sentence(
-    debian: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], break_it: object, complaint: str
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], break_it: object, complaint: str
 ) -> None:
-    l4t = stand_in(tmp_path / "l4t", debian)
-    assert image(l4t, small_deb(tmp_path / "deb"), *break_it(l4t, tmp_path)) == 2  # type: ignore[operator]
+    assert image(tree, small_deb(tmp_path / "deb"), *break_it(tree, tmp_path)) == 2  # type: ignore[operator]
     assert complaint in capsys.readouterr().err

@@ -1,0 +1,17 @@
+# As pycuda.sh, without NVIDIA's package lists: CUDA's headers come from its wheels on the package index. What is built
+# differs in nothing, for PyCUDA takes headers of CUDA and links to two libraries by their names.
+# REQUIREMENT: what pip builds; CUDA_WHEELS: with headers and libcurand; OUT: where the wheels go.
+apt-get $LISTS update
+apt-get $LISTS install --yes --no-install-recommends g++ python3-dev python3-venv
+python3 -m venv /root/build
+/root/build/bin/pip install --quiet --no-deps --target /root/cuda-wheels $CUDA_WHEELS
+mkdir -p /root/cuda/lib64 /root/cuda/bin
+for part in /root/cuda-wheels/nvidia/*; do
+  [ ! -d "$part/include" ] || cp -r "$part/include" /root/cuda/
+  [ ! -d "$part/lib" ] || cp "$part"/lib/*.so* /root/cuda/lib64/
+done
+ln -s "$(cd /root/cuda/lib64 && ls libcurand.so.*)" /root/cuda/lib64/libcurand.so
+# The driver's library comes with the driver. To link, only its name is needed.
+echo 'extern int of_the_driver;' | gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -x c - -o /root/cuda/lib64/libcuda.so
+export CUDA_ROOT=/root/cuda PATH=/root/cuda/bin:$PATH LIBRARY_PATH=/root/cuda/lib64 TMPDIR=/root
+/root/build/bin/pip wheel --no-binary pycuda --wheel-dir "$OUT" "$REQUIREMENT"
