@@ -16,6 +16,7 @@ from appliance.box.durable import Trial, as_json, trial_of
 from appliance.box.launch import PACKAGED, SLOTS, identity
 
 TRIES = 2  # of one bundle that was cut off or failed before its trial; a trial that failed is not repeated
+CUT_SHORT = "cut short"
 KEPT_FAILURES = 8
 SPARE_BYTES = 256 << 20  # beside the slot's files: their compiled form, and what the station itself writes meanwhile
 TRIAL_NS = 150_000_000_000  # the three processes begin anew within seconds; more while engines are built (health.py)
@@ -196,8 +197,6 @@ def refusal(offer: Manifest, state: State, seen: Seen, box: Box, force: bool = F
         return f"the bundle is for Python {offer.python}, this box has {box.python}; take the one for {box.python}"
     if offer.l4t and not _fits(offer.l4t, box.l4t):
         return f"the bundle is for L4T {offer.l4t}, this box has {box.l4t or 'none'}; take the one for it"
-    if seen.runs in seen.stamps and seen.stamps[seen.runs].digest == offer.digest:
-        return f"version {offer.version} of this bundle runs already"
     if box.strict and order(offer.version) < order(seen.version):
         return (
             f"version {offer.version} is older than {seen.version}, which runs, and signature: require takes nothing older; "
@@ -210,6 +209,11 @@ def refusal(offer: Manifest, state: State, seen: Seen, box: Box, force: bool = F
     if box.free < need:
         return f"the bundle needs {need >> 20} MiB, {box.free >> 20} MiB are free; free some space"
     return ""
+
+
+def runs_already(offer: Manifest, seen: Seen) -> bool:
+    """Whether this very bundle is what is chosen now."""
+    return seen.runs in seen.stamps and seen.stamps[seen.runs].digest == offer.digest
 
 
 def _fits(wanted: str, have: str | None) -> bool:
@@ -253,13 +257,18 @@ def trying(slot: str) -> list[Step]:
     return [Step("begin_trial", slot), Step("again")]
 
 
-def ending(state: State, seen: Seen, why: str) -> list[Step]:
-    """After the health check. ``why``: what is amiss, "" = healthy."""
+def ending(state: State, seen: Seen, why: str, cut_short: bool = False) -> list[Step]:
+    """After the health check. ``why``: what is amiss, "" = healthy; ``cut_short``: the check never came to its end."""
     if not why:
         return [Step("mark_good"), Step("tell")]
     # Whoever started since another boot's trial chose rightly, and is left alone.
-    again = [Step("again")] if state.trial and state.trial.boot_id == seen.boot_id else []
-    return [Step("give_up", why=why), *again, Step("tell")]
+    again = [Step("again")] if trial_in_this_boot(state, seen) else []
+    return [Step("give_up", CUT_SHORT if cut_short else "", why), *again, Step("tell")]
+
+
+def trial_in_this_boot(state: State, seen: Seen) -> bool:
+    """Whether somebody may still run what is or was on trial."""
+    return state.trial is not None and state.trial.boot_id == seen.boot_id
 
 
 def lost(state: State, seen: Seen) -> str:
@@ -267,8 +276,9 @@ def lost(state: State, seen: Seen) -> str:
     trial = state.trial
     if trial is None or trial.holds(seen.boot_id, seen.now_ns):
         return ""
-    same = trial.boot_id == seen.boot_id
-    return "its time was over before it was healthy" if same else "the box was restarted during its trial"
+    if trial_in_this_boot(state, seen):
+        return "its time was over before it was healthy"
+    return "the box was restarted during its trial"
 
 
 def returning(state: State, seen: Seen) -> list[Step]:
@@ -293,7 +303,7 @@ def came_from(state: State, seen: Seen) -> str:
 def settling(state: State, seen: Seen) -> list[Step]:
     """What a cut or a killed update left behind; [] where all is well. A trial that holds waits for its health check."""
     why = lost(state, seen)
-    steps = ending(state, seen, why) if why else [Step("tell")] if state.owed else []
+    steps = ending(state, seen, why, not trial_in_this_boot(state, seen)) if why else [Step("tell")] if state.owed else []
     # Whoever was started in a trial that is over runs on with it until asked.
     if not state.trial and seen.told is not None and seen.told != seen.identity_of(seen.runs):
         steps.append(Step("again"))
@@ -328,14 +338,15 @@ def with_good(state: State, seen: Seen) -> State:
     )  # fmt: skip
 
 
-def without_trial(state: State, seen: Seen, why: str) -> State:
-    """After ``give_up``. A restart may have been a power cut and counts as one try; an unhealthy one is not tried again."""
+def without_trial(state: State, seen: Seen, why: str, cut_short: bool = False) -> State:
+    """After ``give_up``. What was cut short (a restart may have been a power cut) counts as one try; what was seen to be ill
+    is not tried again."""
     trial = state.trial
     if trial is None:
         return state
     owed = _owed(state, seen, "update_returned", trial.what, trial.before, why)
     stamp = seen.stamps.get(trial.what)
-    tries = 1 if trial.boot_id != seen.boot_id else TRIES
+    tries = 1 if cut_short else TRIES
     failed = with_failure(state, stamp.digest, stamp.version, tries, why) if stamp else state
     return replace(failed, trial=None, owed=owed)
 

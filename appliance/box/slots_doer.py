@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from appliance.box.health import read_state
 from appliance.box.slots import Owed, Seen, Stamp, State, Step
 from appliance.clock import boottime_ns
 
-PREFLIGHT_S = 600  # a rehearsal of 50 parts takes 10 s of one laptop core, most of it for the bank of judged images
-PREFLIGHT_BYTES = 1 << 30  # it was seen to take 136 MB
-COMPILE_S = 600
+PREFLIGHT_S = 900  # a rehearsal of 50 parts takes 10 s of one laptop core, most of it for the bank of judged images
+PREFLIGHT_BYTES = 2 << 30  # private memory, stacks of threads included; 136 MB were seen in use
+COMPILE_S = 1800  # some thousand modules, on what the station leaves over of a core
 TOLD_CHARACTERS = 600
 
 
@@ -66,7 +66,8 @@ def bounded(command: Sequence[str], environment: dict[str, str], folder: Path, s
 
     def limit() -> None:
         os.nice(19)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(PermissionError):  # a unit that may not ask for it is last in line by its own settings
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 10,) * 2)  # its end, should this process be killed
@@ -214,7 +215,7 @@ class Doer:
         slot, manifest = self.places.slots / step.name, self._offered().manifest
         identity = launch.identity(manifest.version, step.name, {"digest": manifest.digest})
         with tempfile.TemporaryDirectory(prefix="appliance-preflight-") as home:
-            own = {"HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home}
+            own = {"HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             environment = {**launch.environment(os.environ, str(slot), identity, step.name), **own}
             for name in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC"):
                 environment.pop(name, None)  # the station's, not a rehearsal's
@@ -254,7 +255,7 @@ class Doer:
             raise UpdateFailed(str(why)) from why
 
     def _give_up(self, step: Step) -> None:
-        self._write(slots.without_trial(self.state(), self.seen(), step.why))
+        self._write(slots.without_trial(self.state(), self.seen(), step.why, step.name == slots.CUT_SHORT))
 
     def _go_back(self, step: Step) -> None:
         self._write(slots.gone_back(self.state(), self.seen(), step.name, self.who, self.why))

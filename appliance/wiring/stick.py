@@ -25,6 +25,7 @@ from appliance.box.child import ChildFailed, run_limited
 from appliance.box.health import read_state, wait_healthy
 from appliance.box.result import Outcome, Report, compose
 from appliance.box.signature import Key, SignatureError, Verified
+from appliance.box.slots_doer import application_on_trial
 from appliance.box.spool import spool_event
 from appliance.box.stick import Calls, Found, Limits, Source, StickDead
 from appliance.box.store import Generation, Meta, Store, StoreError, file_digest, tree_digest
@@ -308,6 +309,8 @@ def _configuration(found: Found, box: Box, told: _Told, is_box: bool, keys: list
 
 def _settled(box: Box) -> None:
     """Nothing is on trial when this returns. Raises Refused, OSError."""
+    if busy := application_on_trial(box.data_dir / "slots"):
+        raise Refused(f"{busy}; then plug the stick in again")
     if box.store.trial is None:
         return
     if box.store.trial_holds():
@@ -505,6 +508,8 @@ def _update(found: Found, box: Box, told: _Told) -> None:
         install = box.install or partial(_installed, box)
         went = install(box.staging / stick.UPDATE / found.update, told.by, wait)
     told.notes.append(f"update: {went.text}")
+    if went.result == "unchanged":  # a stick that was left in
+        return
     if went.result == "applied":
         told.head = "APPLIED - the new version of the program is running; see below"
         return

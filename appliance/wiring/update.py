@@ -47,9 +47,10 @@ _L4T_QUESTIONS = (("bootloader", ("dump-slots-info",)), ("rootfs", ("-t", "rootf
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an update went, in words. ``old``, ``new``: how the versions call themselves; new "" = it was never read."""
+    """How an update went, in words; ``unchanged``: it ran already. ``old``, ``new``: how the versions call themselves; new "" =
+    it was never read."""
 
-    result: Literal["applied", "refused", "returned"]
+    result: Literal["applied", "unchanged", "refused", "returned"]
     text: str
     old: str = ""
     new: str = ""
@@ -57,7 +58,7 @@ class Outcome:
     @property
     def code(self) -> int:
         """The exit code."""
-        return 0 if self.result == "applied" else 3 if self.result == "returned" else 2
+        return 0 if self.result in ("applied", "unchanged") else 3 if self.result == "returned" else 2
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ def _install(site: Site, doer: Doer, bundle: Path, force: bool, say: Callable[[s
     new = ""
     try:
         manifest = manifest_of(bundle)
+        if slots.runs_already(manifest, doer.seen()) and not doer.state().trial:
+            old = _running(doer)
+            return Outcome("unchanged", f"{bundle.name}: {old} runs already", old, old)
         new = f"{manifest.version} {manifest.digest[7:19]}"
         _spool(site, "update_offered", doer, _running(doer), new, f"{bundle.name}: version {manifest.version} is offered")
         mode = signature_mode(site)
@@ -188,7 +192,7 @@ def _try(site: Site, doer: Doer, slot: str, say: Callable[[str], None]) -> Outco
     except UpdateFailed as failed:  # no station runs: nothing was begun
         return _refused(site, doer, doer.seen().stamps[slot].version, new, str(failed))
     except BaseException:
-        on_trial.give_up("the update was interrupted")
+        on_trial.give_up("the update was interrupted", cut_short=True)
         raise
     if not why:
         return Outcome("applied", f"{new} runs and is kept, in place of {old}", old, new)
@@ -293,11 +297,11 @@ class ApplicationOnTrial:
             self.lost = str(why)
             self.give_up(self.lost)
 
-    def give_up(self, why: str) -> None:
-        self._end(why)
+    def give_up(self, why: str, cut_short: bool = False) -> None:
+        self._end(why, cut_short)
 
-    def _end(self, why: str) -> None:
-        self._doer.do_all(slots.ending(self._doer.state(), self._doer.seen(), why))
+    def _end(self, why: str, cut_short: bool = False) -> None:
+        self._doer.do_all(slots.ending(self._doer.state(), self._doer.seen(), why, cut_short))
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
