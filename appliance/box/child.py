@@ -58,9 +58,10 @@ def _child(work: Callable[[Callable[[], None]], Any], writing: int, cpu_s: int |
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        for kind, limit in ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_AS, memory_bytes)):
-            if limit is not None:
-                resource.setrlimit(kind, (limit, limit))
+        if cpu_s is not None:  # SIGXCPU first, which says why; who catches that gets SIGKILL
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+        if memory_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
             told: dict[str, Any] = {"result": work(lambda: _write(writing, b"."))}
@@ -115,8 +116,10 @@ def _result(answer: bytes, status: int | None) -> Any:
     body = answer.partition(b"\n")[2]
     if not body:
         signalled = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0
-        if signalled == signal.SIGXCPU or signalled == signal.SIGKILL:
+        if signalled == signal.SIGXCPU:
             raise ChildFailed("it took more processor time than it may")
+        if signalled == signal.SIGKILL:
+            raise ChildFailed("it was killed, most likely because the memory that its unit may take was used up")
         raise ChildFailed(f"it ended without a result (status {status})")
     told = json.loads(body)
     if "oserror" in told:

@@ -1,4 +1,4 @@
-"""The stick's dialogue: on trial by health, kept or returned, told; and nothing that it meets on the way half-applies anything."""
+"""The stick's dialogue: on trial by health, kept or returned, told; and nothing that it meets half-applies anything."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def strict(rig: Rig, tmp_path: Path) -> Rig:
     return rig.with_station()
 
 
-def stick_of(folder: Path, text: str, **how: bool) -> Path:
+def stick_of(folder: Path, text: str, bundle: bool = False) -> Path:
     folder.mkdir()
-    Maker(text, BUNDLE).write(folder, **how)
+    Maker(text, BUNDLE).write(folder, bundle=bundle)
     return folder
 
 
@@ -714,7 +714,11 @@ def _swell(_moved: Callable[[], None]) -> int:
 
 
 def _die(_moved: Callable[[], None]) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os._exit(3)
+
+
+def _killed(_moved: Callable[[], None]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -725,6 +729,7 @@ def _die(_moved: Callable[[], None]) -> None:
         (_burn, {"stall_s": 0.2}, "nothing moved"),
         (_swell, {"memory_bytes": 4 << 30}, "memory"),
         (_die, {}, "without a result"),
+        (_killed, {}, "was killed"),
     ],
 )
 def test_a_child_that_runs_wild_is_ended_and_told(work: Callable[..., object], limits: dict[str, float], word: str) -> None:
@@ -735,7 +740,7 @@ def test_a_child_that_runs_wild_is_ended_and_told(work: Callable[..., object], l
 
 
 def test_a_childs_answer_and_its_errors_come_back_as_they_are() -> None:
-    assert run_limited(lambda moved: [moved(), {"a": 1}][1], CLOCK, 30) == {"a": 1}
+    assert run_limited(lambda _moved: {"a": 1}, CLOCK, 30) == {"a": 1}
     with pytest.raises(OSError, match="gone"):
         run_limited(lambda _moved: _raise(OSError(errno.ENODEV, "gone")), CLOCK, 30)
     with pytest.raises(ValueError, match="no"):

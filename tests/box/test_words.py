@@ -20,7 +20,8 @@ def told(old: str, new: str) -> list[str]:
     """As the stick's dialogue has it."""
     before, after = (load_bytes(text.encode(), Path("/nowhere/appliance.yaml")) for text in (old, new))
     lines = {path: mark.line for path, mark in reader.read(new.encode()).keys.items()}
-    return differences(*(one.model_dump(mode="json", warnings="none") for one in (before, after)), lines)
+    dumped = [one.model_dump(mode="json", warnings="none") for one in (before, after)]
+    return differences(dumped[0], dumped[1], lines)
 
 
 CAP = "        bundle: cap-28mm\n"
