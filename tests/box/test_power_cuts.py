@@ -21,7 +21,7 @@ import pytest
 from appliance.box import app_bundle
 from tests.box.power.log_writes import Entry, cut_at, marks, read_log, replay
 from tests.box.vm.machine import CommandFailed, Machine
-from tests.box.vm.rootfs import copy_image
+from tests.box.vm.rootfs import appliance_deb, copy_image
 
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(7200)]
 HERE = Path(__file__).resolve().parent
@@ -143,20 +143,18 @@ def power(box_image: Path, machine_of: Callable[..., Machine], tmp_path: Path) -
 
 
 @pytest.fixture
-def update_bundle(box_deb: Path, tmp_path: Path) -> Path:
-    """The package's own bundle under a higher version."""
-    (built,) = box_deb.parent.glob(f"{box_deb.stem}.bundle")
-    manifest, tree, update = app_bundle.manifest_of(built), tmp_path / "tree", tmp_path / "update.bundle"
-    tree.mkdir()
-    app_bundle.unpack(built, tree, manifest)
-    app_bundle.write(tree, update, NEWER, manifest.arch, manifest.python)
+def update_bundle(tmp_path: Path) -> Path:
+    """What the package installs, as a bundle of a higher version."""
+    tree, update = tmp_path / "tree", tmp_path / "update.bundle"
+    subprocess.run(["dpkg-deb", "-x", appliance_deb(), tree], check=True)
+    app_bundle.write(tree / "usr/lib/appliance", update, NEWER, "amd64", "3.11")
     shutil.rmtree(tree)
     return update
 
 
 def test_cut_while_it_runs(power: Power) -> None:
     power.machine.wait_until(look(power.machine, "seq 40"), 120)
-    power.machine.check("pkill -KILL -f '[r]un -c .* --only report'")  # recovery of a killed reportd is cut too
+    power.machine.check("systemctl kill --signal=KILL reportd")  # recovery of a killed reportd is cut too
     power.machine.wait_until(look(power.machine, "seq 80"), 120)
     entries = power.over()
     highest = 0
