@@ -32,6 +32,13 @@ def base_image() -> Path:
     return _or_skip(rootfs.base_image)
 
 
+@pytest.fixture(scope="session")
+def box_image() -> Path:
+    """The same Debian with this tree's package installed; or APPLIANCE_BOX_IMAGE, one that was built before."""
+    given = os.environ.get("APPLIANCE_BOX_IMAGE")
+    return _or_skip(lambda: Path(given) if given else rootfs.box_image(rootfs.appliance_deb()))
+
+
 @pytest.fixture
 def machine_of(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     """Makes machines (not booted); all are off in the end."""

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from tests.box.vm.cache import NotHere
 from tests.box.vm.kernel import kernel
-from tests.box.vm.rootfs import base_image
+from tests.box.vm.rootfs import appliance_deb, base_image, box_image
 
 
 def main() -> int:
     """0; 2 with what is missing, in words."""
-    steps: list[tuple[str, Callable[[], Path]]] = [("kernel", kernel), ("Debian", base_image)]
+    steps: list[tuple[str, Callable[[], Path]]] = [
+        ("kernel", kernel), ("Debian", base_image), ("package", appliance_deb), ("box", lambda: box_image(appliance_deb())),
+    ]  # fmt: skip
     for what, build in steps:
         began = time.monotonic()
         try:

@@ -254,9 +254,14 @@ class Machine:
     # --- devices ------------------------------------------------------------------------------------------------------
 
     def make_gpio(self, label: str, lines: Sequence[str]) -> None:
-        """A chip of gpio-sim with these names; set one with ``pull``, read one with ``level``."""
+        """A chip of gpio-sim with these names; set one with ``pull``, read one with ``level``. Once a boot."""
+        self.check(self.gpio_script(label, lines))
+
+    @staticmethod
+    def gpio_script(label: str, lines: Sequence[str]) -> str:
+        """The same as a shell script, for a unit that runs it at each boot."""
         names = " ".join(map(shlex.quote, lines))
-        self.check(
+        return (
             "mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config;"
             f"set -e; chip=/sys/kernel/config/gpio-sim/{label}; mkdir -p $chip/bank; echo {len(lines)} > $chip/bank/num_lines;"
             f"echo {label} > $chip/bank/label; n=0; for name in {names}; do mkdir $chip/bank/line$n;"
