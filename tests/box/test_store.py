@@ -269,8 +269,11 @@ def many(store: Store, source: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["nothing before", "a good one before"])
-@pytest.mark.parametrize("names_lost", [False, True], ids=["torn", "torn and names lost"])
-@pytest.mark.parametrize("boot", ["boot-1", "boot-2"], ids=["the doer is killed", "the power goes"])
+@pytest.mark.parametrize(
+    ("boot", "names_lost"),
+    [("boot-1", False), ("boot-2", False), ("boot-2", True)],
+    ids=["the doer is killed", "the power goes", "the power goes and names are lost"],
+)
 @pytest.mark.parametrize(
     ("before", "act"),
     [(None, cut_put), (None, cut_begin), (None, cut_all), (begun, cut_mark), (begun, cut_give_up), (many, cut_prune)],
