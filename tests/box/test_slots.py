@@ -375,6 +375,9 @@ def test_an_install_cut_after_any_step_leaves_a_whole_tree_tells_what_was_decide
         bench.must_be_tidy(chosen)
         events = {one.kind for one in bench.told[2:]}  # once where it was decided before the cut, or is by settling
         assert events == ({"update_applied"} if chosen == "0.4.0" else {"update_returned"} if trial_was_on else set())
+        doer = bench.doer()
+        doer.do_all(slots.returning(doer.state(), doer.seen()))
+        assert bench.chosen() in ("package", "0.2.0", "0.3.0"), power.told[-1:]  # whole, or chosen() says so
         bench.install("0.4.0")
         bench.must_be_tidy("0.4.0")
     assert kept == {"0.3.0", "0.4.0"}  # cut between marking good and telling: the new one
