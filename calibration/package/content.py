@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -76,7 +77,7 @@ def _systemd_place(path: PurePosixPath) -> str | None:
 def documents(source: Source, parts_list: bytes, licences: Mapping[str, str]) -> Iterator[Entry]:
     """What a person reads on the box. ``licences``: of each vendored package."""
     yield Entry(f"{DOCUMENTS}/copyright", _copyright(licences))
-    yield Entry(f"{DOCUMENTS}/changelog.gz", gzip.compress(_changelog(source), 9, mtime=0))
+    yield Entry(f"{DOCUMENTS}/changelog.gz", _gzipped(_changelog(source)))
     yield Entry(f"{DOCUMENTS}/appliance.cdx.json", parts_list)
     for name in ("README.md", "SECURITY.md", "jetpack-requirements.txt"):
         if name in source.files:
@@ -98,6 +99,14 @@ def _changelog(source: Source) -> bytes:
     when = f"{source.date:%a, %d %b %Y %H:%M:%S} +0000"
     what = f"commit {source.commit}" if source.commit else "a tree without its history"
     return f"{NAME} ({source.version}) unstable; urgency=medium\n\n  * Built of {what}.\n\n -- {maintainer()}  {when}\n".encode()
+
+
+def _gzipped(data: bytes) -> bytes:
+    """Not gzip.compress: of its header Python 3.11 and 3.12 make another byte than 3.10 and 3.13."""
+    packed = io.BytesIO()
+    with gzip.GzipFile("", "wb", 9, packed, mtime=0) as stream:
+        stream.write(data)
+    return packed.getvalue()
 
 
 def maintainer() -> str:
