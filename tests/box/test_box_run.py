@@ -23,23 +23,15 @@ from tests.box.vm.machine import Machine
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(900)]
 PARTS = 500
 _DAEMONS = ("rejectd", "inspectd", "reportd")
-_STATE = "/run/appliance/state.json"
-_RUNNING = f"""python3 -c 'import json;s=json.load(open("{_STATE}"));\
-raise SystemExit(not (s["reject"] and s["inspect"] and s["reject"]["state"]=="running" and s["inspect"]["state"]=="ready"))'"""
 
 
 @pytest.fixture(scope="module")
 def station(box_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A box with the line's configuration, switched off."""
-    from tests.model.tiny import SIDE, tiny_bundle
-
     folder = tmp_path_factory.mktemp("box")
-    # a picture of vivid at its ordinary brightness has a luma of about 0.2; a bright one of 0.7
-    taught = {"tensor": "image", "size": [SIDE, SIDE], "channels": 1, "fit": "stretch", "mean": [0.2], "std": [1.0]}
-    tiny_bundle(folder / "tiny", input=taught)
     machine = Machine(box_image, folder / "vm", memory_mb=1024)
     machine.boot(120)
-    line.set_up(machine, folder / "tiny")
+    line.set_up(machine, line.tiny(folder / "tiny"))
     machine.stop()
     yield machine
     machine.cut_power()
@@ -48,7 +40,7 @@ def station(box_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_from_power_to_the_first_verdict(station: Machine) -> None:
     began = time.monotonic()
     station.boot(120)
-    station.wait_until(_RUNNING, 120, 0.2)
+    station.wait_until(line.RUNNING, 120, 0.2)
     ready_s = time.monotonic() - began
     job = line.start_parts(station, [False], name="first")
     made = line.account(station, job, "first")
@@ -93,7 +85,7 @@ def test_what_breaks_comes_back_and_the_books_close(station: Machine) -> None:
     def broken(what: str, command: str) -> None:
         station.check(command)
         began = time.monotonic()
-        station.wait_until(_RUNNING, 60, 0.2)
+        station.wait_until(line.RUNNING, 60, 0.2)
         told.append(f"{what}: running again after {time.monotonic() - began:.1f} s")
         _some_more_parts(station, 6)
 
@@ -114,7 +106,7 @@ def test_what_breaks_comes_back_and_the_books_close(station: Machine) -> None:
     began = time.monotonic()
     station.check(_TWENTY, 60)
     twenty_s = time.monotonic() - began
-    station.wait_until("systemctl is-active rejectd && " + _RUNNING, 60, 0.2)
+    station.wait_until("systemctl is-active rejectd && " + line.RUNNING, 60, 0.2)
     back_s = time.monotonic() - began - twenty_s
     told.append(f"rejectd killed 20 times in {twenty_s:.1f} s: running {back_s:.1f} s after the last")
     _some_more_parts(station, 6)
@@ -150,7 +142,7 @@ def test_the_shipped_station_runs_on_the_twin(box_image: Path, tmp_path: Path) -
         line.configure(machine, "/var/tmp/station")
         began = time.monotonic()
         machine.check("systemctl start appliance.target", 120)
-        machine.wait_until(_RUNNING, 120, 0.3)
+        machine.wait_until(line.RUNNING, 120, 0.3)
         machine.wait_until(f"test $({line.count_parts()}) -ge 20", 120, 0.5)
         print(f"\nsystemctl start appliance.target: 20 parts of the twin in the ledger after {time.monotonic() - began:.1f} s")
         assert "complete, unaltered" in line.verify(machine)

@@ -23,7 +23,7 @@ SPEED_MM_S, DISTANCE_MM, PART_MM, RESPONSE_MS = 500, 400, 28, 10
 PYTHON = "PYTHONPATH=/usr/lib/appliance:/usr/lib/appliance/packages /usr/bin/python3"
 EDGE_NS = 100_000_000  # gpio-sim's interrupt comes with a tick of the timer, some milliseconds after the pin has moved
 LEDGER = "/var/lib/appliance/ledger.sqlite"
-_YAML = f"""version: 1
+YAML = f"""version: 1
 station: {STATION}
 revision: 1
 cameras:
@@ -74,13 +74,28 @@ WantedBy=sysinit.target
 """
 
 
+RUNNING = """python3 -c 'import json; s = json.load(open("/run/appliance/state.json"))
+r, i = s["reject"], s["inspect"]
+raise SystemExit(not (r and i and r["state"] == "running" and i["state"] == "ready"))'"""
+"""A command of the guest that ends with 0 when the station runs."""
+
+
+def tiny(folder: Path) -> Path:
+    """The line's bundle: vivid's picture at its ordinary brightness has a luma of about 0.2 and is good, a bright one has 0.7."""
+    from tests.model.tiny import SIDE, tiny_bundle
+
+    taught = {"tensor": "image", "size": [SIDE, SIDE], "channels": 1, "fit": "stretch", "mean": [0.2], "std": [1.0]}
+    tiny_bundle(folder, input=taught)
+    return folder
+
+
 def set_up(machine: Machine, bundle: Path) -> None:
     """On a booted box without configuration: its GPIO chip at each boot, the broker, and the station above as the last good
     configuration. It runs after the next boot."""
     machine.run("systemctl is-system-running --wait", 120)  # tmpfiles and udev have done their part
     folder = machine.shared / "station"
     (folder / "bundles").mkdir(parents=True)
-    (folder / "appliance.yaml").write_text(_YAML)
+    (folder / "appliance.yaml").write_text(YAML)
     bundle.rename(folder / "bundles" / "tiny")
     (machine.shared / "gpio.sh").write_text(machine.gpio_script("tegra234-gpio", LINES))
     (machine.shared / "vm-gpio.service").write_text(_GPIO_UNIT)
@@ -107,14 +122,17 @@ class Made:
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def start_parts(machine: Machine, bad: Sequence[bool], pitch_s: float = 0.25, name: str = "run") -> Any:
-    """Parts one after another, a job; ``account`` takes its result."""
+def start_parts(
+    machine: Machine, bad: Sequence[bool], pitch_s: float = 0.25, name: str = "run", deadline_s: float = 580
+) -> Any:  # fmt: skip
+    """Parts one after another, a job; ``account`` takes its result. A file NAME.stop in the shared folder ends them early."""
     plan = {
         "parts": [{"bad": one} for one in bad], "pitch_s": pitch_s, "cover_s": PART_MM / SPEED_MM_S, "eye": f"/run/vm/gpio/{EYE}",
-        "station": STATION, "watch": True, "wait_for": len(bad),
+        "station": STATION, "stop": f"/host/{name}.stop",
     }  # fmt: skip
     (machine.shared / f"{name}.plan").write_text(json.dumps(plan))
-    return machine.script(HERE / "guest" / "line.py", f"/host/{name}.plan", f"/host/{name}.result", python=PYTHON, deadline_s=580)
+    files = (f"/host/{name}.plan", f"/host/{name}.result")
+    return machine.script(HERE / "guest" / "line.py", *files, python=PYTHON, deadline_s=deadline_s)
 
 
 _LAST = f"""python3 -c 'import json, sqlite3; one = sqlite3.connect("file:{LEDGER}?mode=ro", uri=True)\\

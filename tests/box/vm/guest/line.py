@@ -2,9 +2,10 @@
 
     line.py PLAN.json RESULT.json
 
-PLAN: {"parts": [{"bad": bool}, …], "pitch_s", "cover_s", "eye": pin's sysfs folder, "station", "watch": bool}. A bad part is a
+PLAN: {"parts": [{"bad": bool}, …], "pitch_s", "cover_s", "eye": pin's sysfs folder, "station",
+"stop": a file that ends it early}. A bad part is a
 bright picture: vivid's brightness is set half a pitch before the part's edge and stays until half a pitch after it.
-RESULT: {"parts": [{"bad", "before_ns", "after_ns"}, …], "records": what came by MQTT, "counters": its last retained}; times are
+RESULT: {"parts": [{"bad", "before_ns", "after_ns"}, …], "records": what came by MQTT, "repeats"}; times are
 CLOCK_MONOTONIC around the write that moves the pin, so the edge lies between them.
 """
 
@@ -48,10 +49,12 @@ def until(moment_ns):
 def main():
     plan = json.loads(Path(sys.argv[1]).read_text())
     pull, pitch_ns, cover_ns = Path(plan["eye"]) / "pull", round(plan["pitch_s"] * 1e9), round(plan["cover_s"] * 1e9)
-    mes = Mes(1883, plan["station"]) if plan.get("watch") else None
+    mes, stop = Mes(1883, plan["station"]), Path(plan["stop"])
     picture, made = Picture(), []
     edge_ns = time.monotonic_ns()
     for part in plan["parts"]:
+        if stop.exists():
+            break
         edge_ns += pitch_ns  # from edge to edge as they were: a line that is late is late for all parts behind it
         until(edge_ns - pitch_ns // 2)
         picture.show(part["bad"])
@@ -64,14 +67,9 @@ def main():
         pull.write_text("pull-down")
     until(time.monotonic_ns() + pitch_ns // 2)
     picture.show(False)
-    result = {"parts": made, "records": [], "counters": {}}
-    if mes:
-        wanted = lambda m: sum("part" in one for one in m.entries.values()) >= plan["wait_for"]  # noqa: E731
-        result["all_came"] = mes.wait_for(wanted, 30)
-        result["records"] = [one for one in mes.entries.values() if "part" in one]
-        result["repeats"] = mes.repeats
-        result["counters"] = mes.retained.get("counters", {})
-        mes.close()
+    mes.wait_for(lambda one: sum("part" in entry for entry in one.entries.values()) >= len(made), 30)
+    result = {"parts": made, "repeats": mes.repeats, "records": [one for one in mes.entries.values() if "part" in one]}
+    mes.close()
     Path(sys.argv[2]).write_text(json.dumps(result))
 
 

@@ -7,6 +7,7 @@ import ctypes
 import json
 import mmap
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -248,10 +249,14 @@ def rebind():
     """The driver lets go of the device and takes it again."""
     if (DRIVER / "vivid.0").exists():
         (DRIVER / "unbind").write_text("vivid.0")
+    bind()
+
+
+def bind():
+    """Back, and udev is through with the old node's end and the new one's beginning."""
     (DRIVER / "bind").write_text("vivid.0")
-    end = time.monotonic() + 10
-    while not os.path.exists(NODE) and time.monotonic() < end:
-        threading.Event().wait(0.05)
+    subprocess.run(["udevadm", "settle", "-t", "20"], check=True)
+    assert os.path.exists(NODE)
 
 
 def unbound(kind):
@@ -267,10 +272,7 @@ def unbound(kind):
     size = len(held.memory)
     checksum = sum(held.memory[:640])  # still readable: nobody may crash by a camera that is gone
     held.release()
-    (DRIVER / "bind").write_text("vivid.0")
-    end = time.monotonic() + 10
-    while not os.path.exists(NODE) and time.monotonic() < end:
-        threading.Event().wait(0.05)
+    bind()
     one.open(memory)
     tell("unbound", kind=kind, seconds=seconds, words=words, held=size, checksum=checksum, then=take(one, 10),
          opened=one.statistics()["opened"],
