@@ -21,7 +21,7 @@ usage: ./build.sh VERB [arguments]
   image   NVIDIA's Linux_for_Tegra made into a camera box's (sudo ./build.sh image --l4t DIR --jetpack 6.2|7.2): what is
           installed, locked, disabled and flashed; --selftest does it with a stand-in, emulated (some minutes)
   box     the box as a virtual machine: a Debian with the package, its camera, GPIO and USB stick; what is missing is built
-          first, some minutes (--build: only that; other arguments go to pytest)
+          first, some minutes (--build: only that; --all: every kind of stick; other arguments go to pytest)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
 TEXT
 }
@@ -82,7 +82,9 @@ do_box() {
   cd "$here"
   "$venv/bin/python" -m tests.box.vm
   [[ ${1:-} == --build ]] && return
-  APPLIANCE_BOX=1 exec "$venv/bin/python" -m pytest -rs -s -m machine tests/box "$@"
+  local how=1
+  [[ ${1:-} == --all ]] && how=all && shift
+  APPLIANCE_BOX=$how exec "$venv/bin/python" -m pytest -rs -s -m machine tests/box "$@"
 }
 
 # A root file system is root's, so this runs under sudo. What a stand-in costs: an arm64 Debian, fetched and kept in build/.

@@ -79,7 +79,7 @@ def test_each_part_has_its_verdict_and_the_gate_moves_for_it(station: Machine) -
 def test_what_breaks_comes_back_and_the_books_close(station: Machine) -> None:
     before = _read(station)
     line.watch_gate(station)
-    job = line.start_parts(station, _drawn(560, 11), name="broken")
+    job = line.start_parts(station, _drawn(2000, 11), name="broken")
     told = []
 
     def broken(what: str, command: str) -> None:
@@ -90,9 +90,8 @@ def test_what_breaks_comes_back_and_the_books_close(station: Machine) -> None:
         _some_more_parts(station, 6)
 
     _some_more_parts(station, 8)
-    killed_ns = []
+    killed_ns = [_now(station)]
     for daemon in _DAEMONS:
-        killed_ns.append(int(station.check("python3 -c 'import time; print(time.monotonic_ns())'")))
         broken(f"{daemon} killed", _kill_and_wait(daemon))
     driver = "/sys/bus/platform/drivers/vivid"
     station.check(f"echo vivid.0 > {driver}/unbind")
@@ -104,13 +103,14 @@ def test_what_breaks_comes_back_and_the_books_close(station: Machine) -> None:
     _some_more_parts(station, 4)
     # rejectd twenty times in ten seconds
     began = time.monotonic()
-    station.check(_TWENTY, 60)
+    killed_ns += [int(one) for one in station.check(_TWENTY, 60).split()]
     twenty_s = time.monotonic() - began
     station.wait_until("systemctl is-active rejectd && " + line.RUNNING, 60, 0.2)
     back_s = time.monotonic() - began - twenty_s
     told.append(f"rejectd killed 20 times in {twenty_s:.1f} s: running {back_s:.1f} s after the last")
     _some_more_parts(station, 6)
 
+    (station.shared / "broken.stop").touch()
     made = line.account(station, job, "broken")
     by_edge = _by_edge(made)
     lost = [part for part in made.parts if not by_edge.get(part["before_ns"])]
@@ -118,12 +118,12 @@ def test_what_breaks_comes_back_and_the_books_close(station: Machine) -> None:
     escapes = [(part, record) for part, record in pairs if part["bad"] and record["disposition"] == "passed"]
     assert escapes == [], escapes[:3]
     # an edge that came while no rejectd ran is nobody's: the gate stands in reject over its purge
-    windows = line.gate_windows(station)
+    windows = line.gate_windows(station, killed_ns)
     for part in lost:
         assert _in_reject(windows, part["before_ns"] + _TRAVEL_NS + _HALF_PART_NS), part
     assert _tally(record["disposed_by"] for _, record in pairs).get("purge"), "law 6: parts on the belt at a kill are purged"
-    start, end = _window_at(windows, killed_ns[0] + 2_000_000_000) or _window_after(windows, killed_ns[0])
-    assert (end or 2**63) - start >= 0.9e9, "the belt between eye and gate is purged after a kill"
+    held = _window_at(windows, killed_ns[0] + 1_000_000)
+    assert held and (held[1] or 2**63) - held[0] >= line.PURGE_MM / line.SPEED_MM_S * 1e9, "the belt is purged after a kill"
     print("\n" + "\n".join(told))
     verdicts = _tally(record["verdict"] for _, record in pairs)
     print(f"{len(pairs)} of {len(made.parts)} edges seen by a rejectd, {verdicts}, 0 escapes")
@@ -162,6 +162,7 @@ while kills < 20:
     pid = int(subprocess.run(["systemctl", "show", "-P", "MainPID", "rejectd"], capture_output=True, text=True).stdout)
     if pid:
         os.kill(pid, signal.SIGKILL)
+        print(time.monotonic_ns())
         kills += 1
     select.select([], [], [], max(0.0, begun + kills * 0.5 - time.monotonic()))
 END"""
@@ -172,6 +173,11 @@ def _kill_and_wait(daemon: str) -> str:
         f"old=$(systemctl show -P MainPID {daemon}); kill -9 $old; until test $(systemctl show -P MainPID {daemon}) -ne $old"
         f" && test $(systemctl show -P MainPID {daemon}) -ne 0; do :; done"
     )
+
+
+def _now(machine: Machine) -> int:
+    """CLOCK_MONOTONIC of the guest, ns."""
+    return int(machine.check("python3 -c 'import time; print(time.monotonic_ns())'"))
 
 
 def _drawn(count: int, seed: int) -> list[bool]:
@@ -195,7 +201,8 @@ def _by_edge(made: line.Made) -> dict[int, dict[str, Any]]:
 def _pairs(made: line.Made) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Each part with its record: exactly one, by the time of its edge."""
     found = _by_edge(made)
-    assert len(found) == len(made.parts), f"{len(made.parts) - len(found)} edges without a record"
+    lost = [part for part in made.parts if part["before_ns"] not in found]
+    assert lost == [], f"{len(lost)} edges without a record"
     return [(part, found[part["before_ns"]]) for part in made.parts]
 
 
@@ -210,7 +217,7 @@ def _moves_once_for_each(
         record = left.pop(nearest, None)
         assert record is not None, f"a second movement of the gate for one part, or for none, at {start}"
         assert start > record["monotonic_ns"], "the gate moved before its part's trigger"
-        assert end is not None and end - start < 250_000_000, "the gate stayed in reject"
+        assert end is not None and end - start < 400_000_000, "the gate stayed in reject"
         errors.append((start - nearest) / 1e6)
         assert abs(errors[-1]) < 125, "nearer to another part: parts come every 250 ms"
     assert left == {}, f"the gate did not move for {len(left)} rejected parts"
@@ -223,10 +230,6 @@ def _in_reject(windows: list[tuple[int, int | None]], when: int) -> bool:
 
 def _window_at(windows: list[tuple[int, int | None]], when: int) -> tuple[int, int | None] | None:
     return next(((start, end) for start, end in windows if start <= when and (end is None or when <= end)), None)
-
-
-def _window_after(windows: list[tuple[int, int | None]], when: int) -> tuple[int, int | None]:
-    return next((start, end) for start, end in windows if start >= when)
 
 
 def _tally(words: Any) -> dict[str, int]:

@@ -19,8 +19,11 @@ from tests.box.vm.machine import Machine
 STATION = "acme/vm/line1/vivid"
 EYE, GATE, HEARTBEAT = "PAC.06", "PQ.05", "PR.04"
 LINES = (EYE, GATE, HEARTBEAT, "PN.01", "PH.00")
-SPEED_MM_S, DISTANCE_MM, PART_MM, RESPONSE_MS = 500, 400, 28, 10
+SPEED_MM_S, DISTANCE_MM, PART_MM, RESPONSE_MS = 250, 200, 28, 10
+PURGE_MM = 250
 PYTHON = "PYTHONPATH=/usr/lib/appliance:/usr/lib/appliance/packages /usr/bin/python3"
+# An edge is read as what the pin shows when its interrupt is served: an eye that is covered for less time than this machine may
+# stand still loses its edge. So the belt is slow and the parts long: 112 ms.
 EDGE_NS = 100_000_000  # gpio-sim's interrupt comes with a tick of the timer, some milliseconds after the pin has moved
 LEDGER = "/var/lib/appliance/ledger.sqlite"
 YAML = f"""version: 1
@@ -34,7 +37,7 @@ cameras:
     fps: 25
     exposure_us: auto
     trigger: free-run
-trigger: {{input: "gpio://{EYE}", min_pitch_mm: 50, max_part_mm: 110, blocked_mm: 200}}
+trigger: {{input: "gpio://{EYE}", min_pitch_mm: 30, max_part_mm: 56, blocked_mm: 120}}
 transport: {{speed_mm_s: {SPEED_MM_S}, max_speed_mm_s: 2000}}
 part_mm: {PART_MM}
 reject:
@@ -45,7 +48,7 @@ reject:
   pulse_ms: 40
   response_ms: {RESPONSE_MS}
   deadline_ms: 30
-  purge_mm: 500
+  purge_mm: {PURGE_MM}
 outputs: {{ready: "gpio://PN.01", fault: "gpio://PH.00", heartbeat: "gpio://{HEARTBEAT}"}}
 alarms:
   consecutive_rejects: 1000
@@ -179,8 +182,9 @@ def watch_gate(machine: Machine) -> None:
     )
 
 
-def gate_windows(machine: Machine) -> list[tuple[int, int | None]]:
-    """Stretches in which the gate stood in reject (low: a dead box rejects): (from, to) in CLOCK_MONOTONIC ns."""
+def gate_windows(machine: Machine, killed_ns: Sequence[int] = ()) -> list[tuple[int, int | None]]:
+    """Stretches in which the gate stood in reject (low: a dead box rejects): (from, to) in CLOCK_MONOTONIC ns. ``killed_ns``:
+    when rejectd was killed: its pins fall to their pull then, which is down, and no trace tells it."""
     machine.check("cat /sys/kernel/tracing/trace > /host/trace")
     text = (machine.shared / "trace").read_text()
     found = re.findall(r"([0-9]+)\.([0-9]{6}): gpio_value: ([0-9]+) set ([01])", text)
@@ -191,6 +195,7 @@ def gate_windows(machine: Machine) -> list[tuple[int, int | None]]:
     # the heartbeat moves ten times a second: it tells where the chip's numbers begin
     base = max(counts, key=lambda pin: counts[pin]) - LINES.index(HEARTBEAT)
     gate = base + LINES.index(GATE)
+    moves = sorted([*moves, *((when, gate, False) for when in killed_ns)])
     windows: list[tuple[int, int | None]] = []
     for when, pin, high in moves:
         if pin != gate:
