@@ -411,7 +411,7 @@ def slots_told(answer: str) -> dict[str, Any]:
 
 def _l4t_warnings(what: str, told: dict[str, Any]) -> list[str]:
     found = []
-    if what == "rootfs" and (told.get("num_slots") == "1" or len(told["slots"]) < 2):
+    if what == "rootfs" and len(told["slots"]) < 2:
         found.append(
             "rootfs A/B is not armed: an update of L4T would have nothing to fall back to; it is armed when the box is flashed "
             "(ROOTFS_AB=1). Updates of the application do not need it"

@@ -212,6 +212,7 @@ def test_a_state_that_cannot_be_read_leaves_the_package(box: BoxFolder, content:
 )  # fmt: skip
 def test_a_state_that_says_something_else_leaves_the_package(box: BoxFolder, state: dict[str, Any]) -> None:
     box.slot("b", "0.3.0")
+    shutil.copytree(box.slots / "b", box.slots.parent / "b")  # whole, and no slot
     box.state(**state)
     if isinstance(state.get("trial"), dict):
         box.state(trial={**box.on_trial("b"), **state["trial"], "boot_id": box.boot})
@@ -231,7 +232,7 @@ def test_what_lies_in_the_current_folder_or_the_environment_is_not_run(box: BoxF
     for name in ("appliance", "json", "os", "runpy"):
         (stick / name).mkdir(parents=True)
         (stick / name / "__init__.py").write_text("raise SystemExit('run from the stick')")
-    told, _stderr = box.run(cwd=stick, PYTHONPATH=str(stick), PYTHONSTARTUP=str(stick / "os/__init__.py"), PYTHONINSPECT="1")
+    told, _ = box.run(cwd=stick, PYTHONPATH=str(stick), PYTHONSTARTUP=str(stick / "os/__init__.py"), PYTHONHOME=str(stick))
     assert told["file"] == str(box.package / "appliance/__main__.py")
 
 

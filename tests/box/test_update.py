@@ -40,7 +40,8 @@ SHIPPED = Path(__file__).resolve().parents[2] / "appliance/twin/station.yaml"
 @dataclass
 class Station:
     """Stands in for three daemons and systemd: who is asked begins anew with what the launcher chooses then, and reportd
-    writes state.json. ``ill``: versions with which inspectd waits; ``mute``: with which nobody writes."""
+    writes state.json. ``ill``: versions with which inspectd waits; ``mute``: with which nobody writes; ``stubborn``: who
+    begins anew runs what he ran."""
 
     run: Path
     slots: Path
@@ -50,6 +51,7 @@ class Station:
     runs: dict[str, str] = field(default_factory=dict)
     restarts: int = 0
     interrupt: bool = False
+    stubborn: bool = False
 
     def wait(self, duration_ns: int) -> None:
         """Time goes by, and everybody does what he would meanwhile."""
@@ -61,7 +63,7 @@ class Station:
             if asked.exists() or role not in self.runs:
                 asked.unlink(missing_ok=True)
                 self.restarts += 1
-                self.runs[role] = self.identity()
+                self.runs[role] = self.runs["report"] if self.stubborn else self.identity()
         version = self.runs["report"]
         if version.split()[0] not in self.mute:
             state = "waiting" if version.split()[0] in self.ill else "ready"
@@ -83,10 +85,13 @@ class Children:
     says: dict[str, str] = field(default_factory=dict)
     ran: list[list[str]] = field(default_factory=list)
     environments: list[dict[str, str]] = field(default_factory=list)
+    rehearsed: str = ""
 
     def __call__(self, command: Sequence[str], environment: dict[str, str], *_rest: Any) -> str:
         self.ran.append(list(command))
         self.environments.append(environment)
+        if "rehearse" in command:
+            self.rehearsed = Path(command[-1]).read_text()
         return next((said for word, said in self.says.items() if word in command), "")
 
 
@@ -208,6 +213,12 @@ def test_a_version_that_is_not_healthy_is_not_kept_and_not_tried_again(bench: Be
     assert bench.install(bundle, force=True).result == "applied"
 
 
+def test_a_station_that_is_healthy_with_another_version_proves_nothing(bench: Bench) -> None:
+    bench.station.stubborn = True
+    outcome = bench.install(bench.bundle("0.2.0"))
+    assert outcome.result == "returned" and "runs another version (0.1.0 packaged)" in outcome.text
+
+
 def test_that_the_station_was_ill_before_is_told(bench: Bench) -> None:
     bench.station.ill = {"0.1.0", "0.2.0"}
     bench.station.wait(10**9)
@@ -289,6 +300,7 @@ def test_the_preflight_looks_at_what_runs_and_leaves_the_stations_folders_alone(
     assert compiled[1:4] == ["-I", "-m", "compileall"]
     assert checked[-2:] == ["check", str(bench.site.store.good.file if bench.site.store.good else "")]
     assert rehearsed[3:7] == ["rehearse", "--fast", "--parts", "50"]
+    assert bench.children.rehearsed == "# appliance/twin/station.yaml of 0.2.0\n\nengine: cpu\n"  # the GPU is the station's
     for environment in bench.children.environments[1:]:
         assert not {"STATE_DIRECTORY", "RUNTIME_DIRECTORY", "NOTIFY_SOCKET"} & set(environment)
         assert environment["PYTHONPATH"].startswith(str(bench.station.slots / "a:")) and environment["HOME"] != os.environ["HOME"]
