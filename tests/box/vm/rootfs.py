@@ -72,7 +72,8 @@ def appliance_deb() -> Path:
 
 def _build_deb(scratch: Path) -> Path:
     out = scratch / "out"
-    command = [sys.executable, "-m", "calibration.package", "--arch", "amd64", "--python", _PYTHON, "--no-bundle", "-o", out]
+    command: list[str | Path] = [sys.executable, "-m", "calibration.package", "--no-bundle", "-o", out]
+    command += ["--arch", "amd64", "--python", _PYTHON]
     run_tool(command, scratch / "log", folder=ROOT)
     (deb,) = out.glob("*.deb")
     return deb
