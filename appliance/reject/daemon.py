@@ -282,8 +282,9 @@ class Rejectd:
             now_ns = self._clock.now_ns()
             at_ns = output.set(move.energised, max(now_ns, move.due_ns) if output.lead_ns else now_ns)
         except OutputLost as why:
+            if move.output not in self._lost:  # the heartbeat asks ten times a second
+                log.error("output %s cannot be moved: %s", move.output, why)
             self._lost[move.output] = move.energised
-            log.error("output %s cannot be moved: %s", move.output, why)
             self._rejector.on_output_lost(move.output, str(why), self._clock.now_ns())
             return
         if move.energised:

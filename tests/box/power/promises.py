@@ -33,7 +33,8 @@ def main(device: str, station: str) -> None:
     told = 0
     while True:
         with heard:
-            heard.wait_for(lambda: newest > told)
+            while newest <= told:
+                heard.wait()
             told = newest
         subprocess.run(["dmsetup", "message", device, "0", "mark", f"seq-{told}"], check=True)
 
