@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("demo", "test", "check", "kernels", "bench")
+VERBS = ("demo", "test", "check", "kernels", "deb", "image", "box", "bench")
 
 # Plays python3 on PATH. It notes how it was called, and makes environments whose python is itself.
 PYTHON3 = """#!/bin/bash
