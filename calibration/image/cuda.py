@@ -24,7 +24,7 @@ _JETSON_SOURCE = "https://github.com/dusty-nv/jetson-inference"
 _SCRIPTS = Path(__file__).parent / "scripts"
 _SOC = "t234"  # Orin, in NVIDIA's lists
 _JETSON_STAMP = "usr/local/share/jetson-inference/built"
-# Built for hours where a Jetson takes minutes: every instruction of the compiler is emulated.
+# Every instruction of the compiler is emulated; only PyCUDA's time is known (tests/box/test_image_emulated.py).
 _LONGEST_BUILD_S = 6 * 3600
 
 

@@ -25,6 +25,7 @@ _QEMU = {"aarch64": "qemu-aarch64-static", "x86_64": "qemu-x86_64-static"}
 _MAGIC = {"aarch64": r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"}
 _MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 _INSTALL = "sudo apt install qemu-user-static binfmt-support"
+_LAYER = ".appliance-layer-"
 SHARED = "/tmp/shared"  # where ``share`` stands inside
 _NOTHING: Mapping[str, str] = {}
 _ENVIRONMENT = {
@@ -33,7 +34,10 @@ _ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
     "DEBIAN_FRONTEND": "noninteractive",
     "SYSTEMD_OFFLINE": "1",  # systemctl changes links only, and asks no manager
+    "PIP_CERT": "/run/certificates.crt",  # this computer's: a company's own authority is among them
+    "SSL_CERT_FILE": "/run/certificates.crt",
 }
+_FROM_HERE = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL")  # the way out is this computer's, too
 
 # $1: the registration or "", then the command. `go` is read where a user namespace gets its users from outside first;
 # only a program started after that has root's rights in it.
@@ -64,6 +68,7 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mkdir -m 1777 "$root/run/lock"
 mkdir -p "$root/run/systemd/system" "$root/tmp/shared"
+[ ! -f /etc/ssl/certs/ca-certificates.crt ] || cp /etc/ssl/certs/ca-certificates.crt "$root/run/certificates.crt"
 mount --rbind "$share" "$root/tmp/shared"
 if [ -f "$root/etc/resolv.conf" ] && [ ! -L "$root/etc/resolv.conf" ]; then
   mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
@@ -102,7 +107,8 @@ class Inside:
     def run(self, command: Sequence[str], environment: Mapping[str, str] = _NOTHING, timeout_s: float = 3600) -> Done:
         """The command's end. Raises ImageError when it does not end in time."""
         enter = ["sh", "-c", _CHROOT, "chroot", str(self._root), str(self.share), str(self._layer or ""), *command]
-        return self._ended(enter, {**_ENVIRONMENT, **environment}, timeout_s)
+        from_here = {name: os.environ[name] for name in _FROM_HERE if name in os.environ}
+        return self._ended(enter, {**from_here, **_ENVIRONMENT, **environment}, timeout_s)
 
     def must(self, command: Sequence[str], environment: Mapping[str, str] = _NOTHING, timeout_s: float = 3600) -> str:
         """What the command said. Raises ImageError with its last words when it failed."""
@@ -112,7 +118,9 @@ class Inside:
     def layer(self) -> Iterator[Inside]:
         """The same root file system, whose changes go into a layer over it and are thrown away at the end. The layer lies
         beside the root file system, not in memory: a compiler and what it makes take gigabytes."""
-        with tempfile.TemporaryDirectory(prefix=".appliance-layer-", dir=self._root.parent) as folder:
+        for left in self._root.parent.glob(f"{_LAYER}*"):  # by a run that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=_LAYER, dir=self._root.parent) as folder:
             yield Inside(self._root, self._machine, self.share, Path(folder))
 
     def beside(self, command: Sequence[str], folder: Path, timeout_s: float = 3600) -> str:

@@ -68,7 +68,7 @@ def flash_text(jetpack: JetPack, release: str, chosen: Flash, about: list[str]) 
             "",
             f"   {chosen.line}",
             "",
-            "   It erases the NVMe and the module's QSPI, and takes some ten minutes. Never by apt or a card afterwards.",
+            "   It erases the NVMe and the module's QSPI. What was flashed so is never raised by apt afterwards.",
             "4. Take the recovery jumper off, start the box, plug in the stick with appliance.yaml.",
             "",
             "What is in it:",

@@ -20,10 +20,12 @@ class JetPack:
     jetson_utils: bool
 
 
-_WHEELS_12 = tuple(f"nvidia-{name}-cu12==12.6.*" for name in ("cuda-runtime", "cuda-nvcc")) + (
+_WHEELS_12 = tuple(f"nvidia-{name}-cu12==12.6.*" for name in ("cuda-runtime", "cuda-nvcc", "cuda-profiler-api")) + (
     "nvidia-curand-cu12==10.3.7.*",
 )
-_WHEELS_13 = tuple(f"nvidia-{name}==13.2.*" for name in ("cuda-runtime", "cuda-crt")) + ("nvidia-curand==10.4.2.*",)
+_WHEELS_13 = tuple(f"nvidia-{name}==13.2.*" for name in ("cuda-runtime", "cuda-crt", "cuda-profiler-api")) + (
+    "nvidia-curand==10.4.2.*",
+)
 JETPACKS = {
     "6.2": JetPack("6.2", ("36.4.", "36.5."), "3.10", "12-6", _WHEELS_12, True),
     "7.2": JetPack("7.2", ("39.2.",), "3.12", "13-2", _WHEELS_13, False),

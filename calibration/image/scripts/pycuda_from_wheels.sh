@@ -5,13 +5,13 @@ apt-get $LISTS update
 apt-get $LISTS install --yes --no-install-recommends g++ python3-dev python3-venv
 python3 -m venv /root/build
 /root/build/bin/pip install --quiet --no-deps --target /root/cuda-wheels $CUDA_WHEELS
-mkdir -p /root/cuda/lib64 /root/cuda/bin
+mkdir -p /root/cuda/lib64
 for part in /root/cuda-wheels/nvidia/*; do
   [ ! -d "$part/include" ] || cp -r "$part/include" /root/cuda/
-  [ ! -d "$part/lib" ] || cp "$part"/lib/*.so* /root/cuda/lib64/
 done
+find /root/cuda-wheels -name '*.so*' -exec cp {} /root/cuda/lib64/ ';'
 ln -s "$(cd /root/cuda/lib64 && ls libcurand.so.*)" /root/cuda/lib64/libcurand.so
 # The driver's library comes with the driver. To link, only its name is needed.
 echo 'extern int of_the_driver;' | gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -x c - -o /root/cuda/lib64/libcuda.so
-export CUDA_ROOT=/root/cuda PATH=/root/cuda/bin:$PATH LIBRARY_PATH=/root/cuda/lib64 TMPDIR=/root
+export CPATH=/root/cuda/include LIBRARY_PATH=/root/cuda/lib64 TMPDIR=/root
 /root/build/bin/pip wheel --no-binary pycuda --wheel-dir "$OUT" "$REQUIREMENT"
