@@ -143,7 +143,7 @@ class Machine:
     def stop(self, deadline_s: float = 60) -> None:
         """Shut down in order. Raises MachineLost."""
         assert self._process
-        self.run("systemctl --no-block poweroff", 10)
+        self.start("systemctl --no-block poweroff", 10)  # the agent may be gone before it can answer
         try:
             self._process.wait(deadline_s)
         except subprocess.TimeoutExpired:

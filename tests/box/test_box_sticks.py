@@ -1,0 +1,164 @@
+"""Sticks in the virtual machine: real udev, real units, a real FAT on a real USB bus (dummy_hcd), while parts go by.
+
+The kinds and their ends are those of ``sticks.py``. A plain run plugs in one of each sort; ``./build.sh box --all`` all that a
+FAT can hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.box import sticks
+from tests.box.sticks import KINDS, Kind, Maker
+from tests.box.vm import line
+from tests.box.vm.machine import Machine
+
+pytestmark = [pytest.mark.machine, pytest.mark.timeout(3600)]
+SOME = (
+    "settings misspelt", "wrong station", "empty", "half a configuration", "half a model", "alias bomb", "60,000 nested brackets",
+    "40 MB of configuration", "a folder called appliance.yaml", "size claimed: 4 GiB", "a chain that loops", "tables of noise",
+    "boot sector dead", "all zeros", "foreign file system", "collect only",
+)  # fmt: skip
+_TOLD = {
+    "refused": "configuration_refused", "unreadable": "stick_unreadable", "applied": "configuration_applied", "served": "",
+}  # fmt: skip
+
+
+def _kinds() -> list[Kind]:
+    if os.environ.get("APPLIANCE_BOX") == "all":
+        return [kind for kind in KINDS.values() if kind.fat and not kind.signed and kind.ends not in ("applied", "unchanged")]
+    return [KINDS[name] for name in SOME]
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """A good stick brings the line's configuration, one revision ahead."""
+    if sticks.missing_tools():
+        pytest.skip(f"{', '.join(sticks.missing_tools())} not found: sudo apt-get install dosfstools mtools")
+    bundle = line.tiny(tmp_path_factory.mktemp("maker") / "tiny")
+    return Maker(line.YAML.replace("revision: 1\n", "revision: 2\n"), bundle)
+
+
+@pytest.fixture(scope="module")
+def station(box_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A box that runs, and parts going by."""
+    folder = tmp_path_factory.mktemp("box")
+    with Machine(box_image, folder / "vm", memory_mb=1536) as machine:
+        line.set_up(machine, line.tiny(folder / "tiny"))
+        machine.stop()
+        machine.boot(120)
+        machine.wait_until(line.RUNNING, 180, 0.3)
+        yield machine
+
+
+def test_each_stick_ends_as_it_must_and_inspection_goes_on(station: Machine, maker: Maker, tmp_path: Path) -> None:
+    before = _how_it_stands(station)
+    alternating = [number % 3 == 0 for number in range(3000)]
+    job = line.start_parts(station, alternating, pitch_s=0.4, name="sticks", deadline_s=3500)
+    faults: list[str] = []
+    seconds: list[float] = []
+    for kind in _kinds():
+        began = time.monotonic()
+        wrong = _plug(station, kind, maker, tmp_path / f"{len(seconds)}.img")
+        seconds.append(time.monotonic() - began)
+        if wrong:
+            faults.append(f"{kind.name}: {wrong}")
+    (station.shared / "sticks.stop").touch()
+    made = line.account(station, job, "sticks", deadline_s=120)
+    assert faults == []
+    assert _how_it_stands(station) == before, "configuration or a daemon changed by sticks that were refused"
+    by_time = sorted(made.records, key=lambda one: one["monotonic_ns"])
+    assert len(by_time) == len(made.parts), f"{len(made.parts) - len(by_time)} edges without a record"
+    escapes = [one for part, one in zip(made.parts, by_time) if part["bad"] and one["disposition"] != "reject"]
+    assert escapes == []
+    judged = sum(one["verdict"] in ("pass", "fail") for one in by_time)
+    assert judged >= len(by_time) / 2, "inspection went on"
+    assert "complete, unaltered" in line.verify(station)
+    print(f"\n{len(seconds)} sticks, {sum(seconds) / len(seconds):.1f} s each, {max(seconds):.1f} s the longest; meanwhile "
+          f"{len(by_time)} parts, {judged} judged, 0 escapes")  # fmt: skip
+
+
+def test_a_good_stick_is_applied_and_stays_over_a_boot(station: Machine, maker: Maker, tmp_path: Path) -> None:
+    kind = KINDS["good with a bundle"]
+    assert _plug(station, kind, maker, tmp_path / "good.img") == ""
+    assert '"good": 2' in station.check("cat /var/lib/appliance/config/state.json")
+    station.stop()
+    station.boot(120)
+    station.wait_until(line.RUNNING, 180, 0.3)
+    assert "complete, unaltered" in line.verify(station)
+
+
+def test_a_stick_pulled_in_the_middle_changes_nothing(station: Machine, maker: Maker, tmp_path: Path) -> None:
+    later = Maker(maker.yaml.replace("revision: 2\n", "revision: 3\n"), maker.bundle)
+    image = tmp_path / "pulled.img"
+    sticks.make_image(KINDS["good with a bundle"], image, later)
+    state = station.check("cat /var/lib/appliance/config/state.json")
+    station.plug(image)
+    station.wait_until("test -e /dev/sda && systemctl is-active --quiet 'appliance-usb@sda.service' || systemctl list-units"
+                       " --state=activating --plain --no-legend | grep -q appliance-usb@", 30, 0.02)  # fmt: skip
+    station.unplug()
+    station.wait_until("! test -e /dev/sda && ! systemctl list-units --plain --no-legend | grep -q 'appliance-usb@sda'", 60)
+    station.wait_until(line.RUNNING, 60, 0.3)
+    assert station.check("cat /var/lib/appliance/config/state.json") == state
+    assert station.run("systemctl --failed --plain --no-legend").out.strip() == ""
+
+
+def _plug(machine: Machine, kind: Kind, maker: Maker, image: Path) -> str:
+    """Plugged, told, pulled; what was wrong, in words."""
+    sticks.make_image(kind, image, maker)
+    last = int(machine.check(_query("select max(seq) from entries")).strip())
+    machine.plug(image)
+    wanted = _TOLD[kind.ends]
+    if "or unreadable" in kind.tags:
+        wanted = "configuration_refused stick_unreadable"
+    wrong = ""
+    if wanted:
+        told = machine.run_until(_events_after(last, wanted), 180, 0.3)
+        if told.rc:
+            events = machine.run(_query(f"select body from entries where seq > {last} and part is null")).out
+            wrong = f"nobody was told {wanted} of it in 180 s; events: {events[-600:]}"
+        elif kind.ends == "unreadable" and not any(word in told.out for word in kind.words):
+            wrong = f"the event does not say {kind.words}: {told.out[-400:]}"
+    machine.run_until("! systemctl list-units --state=activating --plain --no-legend | grep -q appliance-usb@", 180, 0.2)
+    machine.unplug()
+    machine.wait_until("! test -e /dev/sda", 30)
+    inside = machine.stick(image.name)
+    if not wrong and kind.ends != "unreadable":
+        text = _result(inside)
+        if not any(word in text for word in kind.words) and "or unreadable" not in kind.tags:
+            wrong = f"RESULT.txt does not say {kind.words}: {text[:400]!r}"
+    inside.unlink()
+    image.unlink(missing_ok=True)
+    return wrong
+
+
+def _result(image: Path) -> str:
+    """RESULT.txt of a stick, or its other name where that one is taken; then the names of what lies on it."""
+    names = ("RESULT.txt", "APPLIANCE-RESULT.txt")
+    asked = [*(["mtype", "-i", str(image), f"::{name}"] for name in names), ["mdir", "-b", "-i", str(image), "::"]]
+    lax = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
+    return "".join(subprocess.run(one, capture_output=True, env=lax).stdout.decode(errors="replace") for one in asked)
+
+
+def _query(sql: str) -> str:
+    return (
+        f"""python3 -c 'import sqlite3\nfor one in sqlite3.connect("file:{line.LEDGER}?mode=ro", uri=True)"""
+        f""".execute("{sql}"): print(one[0])'"""
+    )
+
+
+def _events_after(seq: int, kinds: str) -> str:
+    wanted = kinds.replace(" ", "|")
+    return _query(f"select body from entries where seq > {seq} and part is null") + f" | grep -E '\"({wanted})\"'"
+
+
+def _how_it_stands(machine: Machine) -> dict[str, Any]:
+    restarts = machine.check("for one in rejectd inspectd reportd; do systemctl show -P NRestarts $one; done; "
+                             "for one in rejectd inspectd reportd; do systemctl show -P MainPID $one; done")  # fmt: skip
+    return {"processes": restarts.split(), "state": machine.check("cat /var/lib/appliance/config/state.json")}
