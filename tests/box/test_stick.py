@@ -251,6 +251,26 @@ def test_a_slow_stick_ends_too(running: Rig, tmp_path: Path) -> None:
     assert "longer than 0.5 s" in running.events()[-1]["data"]["text"]
 
 
+@pytest.mark.parametrize(("given", "word"), [(100, "only 100"), (None, "gives more")])
+def test_a_size_that_lies_is_found_by_counting(running: Rig, tmp_path: Path, given: int | None, word: str) -> None:
+    """The folder's entry says one size and the file has another, as a damaged FAT does. None: it never ends."""
+    folder, before = stick_of(tmp_path / "s", yaml(6)), running.state()
+    left = [given]
+
+    def read(_descriptor: int, most: int) -> bytes:
+        if left[0] is None:
+            return b"#" * most
+        part = b"#" * min(most, left[0])
+        left[0] -= len(part)
+        return part
+
+    box = replace(running.box, clock=CLOCK, calls=Calls(read=read), limits=Limits(whole_s=10))
+    assert running.serve(folder, box) == 2
+    assert running.state() == before
+    assert running.kinds()[-1] == "configuration_refused" and word in result(folder)
+    assert "appliance.yaml is said to have" in result(folder)
+
+
 def test_pulled_during_the_trial_it_goes_on_to_its_end(running: Rig, tmp_path: Path) -> None:
     assert running.station is not None
     folder = stick_of(tmp_path / "s", yaml(6))
