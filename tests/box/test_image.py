@@ -17,7 +17,7 @@ import pytest
 from calibration.image import __main__ as verb
 from calibration.image import accounts
 from calibration.image.cuda import Gpu, gpu_steps
-from calibration.image.debian import find_deb, read_deb
+from calibration.image.debian import find_deb, nvidia_lists, read_deb, readable_lists
 from calibration.image.emulation import Inside
 from calibration.image.flash import check_files, flash, flash_text
 from calibration.image.jetpack import JETPACKS, check_release
@@ -323,6 +323,18 @@ def test_the_newest_fitting_package_is_found_or_its_command_told(tmp_path: Path)
     assert find_deb(tmp_path, "amd64", "3.11") == new
     with pytest.raises(ImageError, match=r"\./build\.sh deb --arch arm64 --python 3\.10"):
         find_deb(tmp_path, "arm64", "3.10")
+
+
+def test_a_list_with_nvidias_placeholder_is_left_out_and_the_others_are_kept(tmp_path: Path) -> None:
+    lists, share = tmp_path / "root/etc/apt/sources.list.d", tmp_path / "share"
+    lists.mkdir(parents=True)
+    share.mkdir()
+    (lists / "ubuntu.sources").write_text("Types: deb\n")
+    assert readable_lists(Rootfs(tmp_path / "root"), share) == []
+    (lists / "nvidia.list").write_text("deb https://repo.download.nvidia.com/jetson/<SOC> r36.4 main\n")
+    assert readable_lists(Rootfs(tmp_path / "root"), share) == ["-o", "Dir::Etc::sourceparts=/tmp/shared/lists"]
+    assert [one.name for one in (share / "lists").iterdir()] == ["ubuntu.sources"]
+    assert "jetson/t234 r36.4" in nvidia_lists(Rootfs(tmp_path / "root"), "t234")["nvidia.list"]
 
 
 def _why_not() -> str:
