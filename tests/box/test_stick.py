@@ -435,6 +435,25 @@ def test_a_bundle_that_is_here_goes_on_where_the_stick_brings_none(rig: Rig, tmp
     assert (first / "bundles/mine/model.onnx").read_bytes() == (good.folder / "bundles/mine/model.onnx").read_bytes()
 
 
+def test_another_model_under_the_same_configuration_is_another_configuration(rig: Rig, tmp_path: Path) -> None:
+    """Unsigned, and the file says nothing of its bundle's digests: the bundle's own still tell the two apart."""
+    mine = other_bundle(tmp_path / "mine")
+    maker = Maker(yaml(1).replace("bundle: cap-28mm", "bundle: mine"), mine)
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        maker.write(folder)
+        shutil.copytree(mine, folder / "bundles/mine")
+    path = tmp_path / "second/bundles/mine/model.yaml"
+    path.write_text(path.read_text().replace("revision: 1", "revision: 2", 1))
+    assert rig.serve(tmp_path / "first") == 0 and rig.serve(tmp_path / "second") == 0, rig.said
+    good = rig.store.good
+    assert good is not None and good.number == 2
+    assert (good.folder / "bundles/mine/model.yaml").read_bytes() == path.read_bytes()
+    text = " ".join(result(tmp_path / "second").split())
+    assert "bundle mine: revision 1, " in text and "-> revision 2, " in text
+
+
 def test_a_bundle_that_nobody_names_is_left_out(running: Rig, tmp_path: Path) -> None:
     folder = stick_of(tmp_path / "s", yaml(6))
     shutil.copytree(BUNDLE, folder / "bundles" / "spare")
@@ -637,6 +656,27 @@ def test_a_device_is_read_and_written_with_the_rights_that_are_said(tmp_path: Pa
     copied = tmp_path / "again"
     read_stick(source_of(device, place), copied, CLOCK)
     assert str(place) not in Path("/proc/self/mountinfo").read_text()
+
+
+@AS_ROOT
+def test_a_mount_is_seen_by_nobody_else_and_ends_with_a_killed_child(tmp_path: Path, ext4_stick: Callable[..., Path]) -> None:
+    device, place, parent = ext4_stick(stick_of(tmp_path / "s", yaml(6))), tmp_path / "at", os.getpid()
+
+    def look(_moved: Callable[[], None]) -> list[bool]:
+        mount.own_namespace()
+        with mount.mounted(device, place, writable=False, file_systems=("ext4",)):
+            return [f" {place} " in Path(f"/proc/{one}/mountinfo").read_text() for one in ("self", str(parent))]
+
+    assert run_limited(look, CLOCK, 20) == [True, False]
+
+    def killed(moved: Callable[[], None]) -> None:
+        mount.own_namespace()
+        with mount.mounted(device, place, writable=False, file_systems=("ext4",)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ChildFailed, match="killed"):
+        run_limited(killed, CLOCK, 20)
+    assert f" {place} " not in Path("/proc/self/mountinfo").read_text()
 
 
 @AS_ROOT

@@ -64,6 +64,11 @@ def test_comments_and_order_are_no_change() -> None:
     assert told(SHIPPED, "# another day\n" + moved) == []
 
 
+def test_true_is_not_one() -> None:
+    assert differences({"gain": 1}, {"gain": True}, {}) == ["gain: 1 -> true"]
+    assert differences({"gain": 1}, {"gain": 1.0}, {}) == []
+
+
 def test_a_password_in_an_address_is_never_told() -> None:
     old: dict[str, Any] = {"cameras": {"a": {"source": "rtsp://cell:hunter2@10.0.0.7/a"}}}
     new: dict[str, Any] = {"cameras": {"a": {"source": "rtsp://cell:hunter3@10.0.0.7/a"}}}
