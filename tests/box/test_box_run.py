@@ -42,11 +42,13 @@ def test_from_power_to_the_first_verdict(station: Machine) -> None:
     station.boot(120)
     station.wait_until(line.RUNNING, 120, 0.2)
     ready_s = time.monotonic() - began
-    job = line.start_parts(station, [False], name="first")
-    made = line.account(station, job, "first")
+    # until its stamps are proved a camera's frames show no part: the first parts may be `missed`
+    job = line.start_parts(station, [False] * 200, name="first")
+    station.wait_until(f"test $({line.count_parts('pass')}) -ge 1", 100, 0.2)
     total_s = time.monotonic() - began
-    (record,) = made.records
-    assert record["verdict"] == "pass", record
+    (station.shared / "first.stop").touch()
+    made = line.account(station, job, "first")
+    assert {record["verdict"] for _, record in _pairs(made)} <= {"pass", "missed", "late"}
     told = f"agent {station.boot_s:.1f} s, ready {ready_s:.1f} s, first verdict in the ledger {total_s:.1f} s"
     print(f"\nfrom power: {told}")
 
@@ -155,7 +157,7 @@ def test_the_shipped_station_runs_on_the_twin(box_image: Path, tmp_path: Path) -
 # --- what is held against what ------------------------------------------------------------------------------------------
 
 _TRAVEL_NS = round(line.DISTANCE_MM / line.SPEED_MM_S * 1e9)
-_NEAR_NS = 120_000_000  # less than half a pitch: no other part's
+_NEAR_NS = 180_000_000  # less than half a pitch: no other part's
 _HALF_PART_NS = round(line.PART_MM / line.SPEED_MM_S / 2 * 1e9)
 _TWENTY = """python3 - <<'END'
 import os, select, signal, subprocess, time

@@ -126,7 +126,7 @@ class Made:
 
 
 def start_parts(
-    machine: Machine, bad: Sequence[bool], pitch_s: float = 0.25, name: str = "run", deadline_s: float = 580
+    machine: Machine, bad: Sequence[bool], pitch_s: float = 0.4, name: str = "run", deadline_s: float = 580
 ) -> Any:  # fmt: skip
     """Parts one after another, a job; ``account`` takes its result. A file NAME.stop in the shared folder ends them early."""
     plan = {
@@ -156,10 +156,11 @@ def account(machine: Machine, job: Any, name: str = "run", deadline_s: float = 5
     return made
 
 
-def count_parts() -> str:
-    """A command of the guest that prints how many parts the ledger has."""
+def count_parts(verdict: str = "") -> str:
+    """A command of the guest that prints how many parts (with that verdict) the ledger has."""
+    which = f"verdict = \\\"{verdict}\\\"" if verdict else "part is not null"
     return f"""python3 -c 'import sqlite3; print(sqlite3.connect("file:{LEDGER}?mode=ro", uri=True)\\
-.execute("select count(*) from entries where part is not null").fetchone()[0])'"""
+.execute("select count(*) from entries where {which}").fetchone()[0])'"""
 
 
 def records(machine: Machine) -> list[dict[str, Any]]:

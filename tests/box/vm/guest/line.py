@@ -58,10 +58,12 @@ def main():
         edge_ns += pitch_ns  # from edge to edge as they were: a line that is late is late for all parts behind it
         until(edge_ns - pitch_ns // 2)
         picture.show(part["bad"])
-        until(edge_ns)
-        edge_ns = before_ns = time.monotonic_ns()
+        # Half a pitch from here, however long that took: vivid paints late when this machine stands still, and stamps the
+        # frame with the time at which it should have been.
+        until(time.monotonic_ns() + pitch_ns // 2)
+        before_ns = time.monotonic_ns()
         pull.write_text("pull-up")
-        after_ns = time.monotonic_ns()
+        edge_ns = after_ns = time.monotonic_ns()
         made.append({"bad": part["bad"], "before_ns": before_ns, "after_ns": after_ns})
         until(edge_ns + cover_ns)
         pull.write_text("pull-down")
