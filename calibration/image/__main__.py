@@ -15,7 +15,7 @@ from pathlib import Path
 from appliance.config import reader
 from appliance.config.load import ConfigError, load
 from calibration.image import accounts
-from calibration.image.cuda import Gpu, gpu_steps
+from calibration.image.cuda import Gpu, gpu_steps, missing_for_the_gpu
 from calibration.image.debian import DebFile, find_deb, read_deb
 from calibration.image.emulation import Inside
 from calibration.image.flash import DEFAULT_BOARD, check_files, flash, flash_text
@@ -105,9 +105,11 @@ def _pads(station: Path | None) -> list[Pad]:
 
 def _about(rootfs: Rootfs, deb: DebFile, key: str, jetpack: JetPack) -> list[str]:
     units = ", ".join(package_units(rootfs))
+    lacking = missing_for_the_gpu(rootfs)
     return [
         f"the package {deb.name} {deb.version} ({deb.architecture}), started at boot: {units}",
         "no password anywhere; " + (f"sshd on, user {accounts.SERVICE} by key" if key else "sshd off, nobody can log in"),
+        f"no {', no '.join(lacking)}: the box judges on its processor (--with-pycuda)" if lacking else "TensorRT and PyCUDA",
         "time zone UTC; machine id and SSH host keys are made at the first boot",
         *([] if jetpack.jetson_utils else ["neither jetson-utils nor jetson-inference: csi:// and rtsp:// do not open"]),
     ]

@@ -21,6 +21,7 @@ PYCUDA = "pycuda==2026.1"  # 2025.1.2 or later is needed for CUDA 13; no wheel o
 # jetson-inference brings jetson-utils as its submodule, at the commit that it was last changed for.
 JETSON_INFERENCE = "45da40a8"  # of 2025-10-16
 _JETSON_SOURCE = "https://github.com/dusty-nv/jetson-inference"
+_TENSORRT = ("python3-libnvinfer",)
 _SCRIPTS = Path(__file__).parent / "scripts"
 _SOC = "t234"  # Orin, in NVIDIA's lists
 _JETSON_STAMP = "usr/local/share/jetson-inference/built"
@@ -67,6 +68,11 @@ def pycuda_is_there(rootfs: Rootfs) -> bool:
     return rootfs.path(f"{_site(rootfs)}/pycuda-{PYCUDA.partition('==')[2]}.dist-info/METADATA").is_file()
 
 
+def missing_for_the_gpu(rootfs: Rootfs) -> list[str]:
+    """What TensorRT on the GPU wants and is not there."""
+    return [*(["TensorRT"] if _missing(rootfs, _TENSORRT) else []), *([] if pycuda_is_there(rootfs) else ["PyCUDA"])]
+
+
 def _build_pycuda(rootfs: Rootfs, inside: Inside, jetpack: JetPack, from_wheels: bool) -> None:
     """Wheels of PyCUDA and of what it needs, built in a layer, unpacked into the root file system."""
     settings = {"REQUIREMENT": PYCUDA, "OUT": f"{SHARED}/wheels"}
@@ -105,7 +111,7 @@ def _site(rootfs: Rootfs) -> str:
 
 
 def _runtime(jetpack: JetPack) -> tuple[str, ...]:
-    return ("python3-libnvinfer", f"cuda-cudart-{jetpack.cuda}", f"libcurand-{jetpack.cuda}")
+    return (*_TENSORRT, f"cuda-cudart-{jetpack.cuda}", f"libcurand-{jetpack.cuda}")
 
 
 def _headers(jetpack: JetPack) -> tuple[str, ...]:

@@ -7,3 +7,6 @@ export CUDA_ROOT=/usr/local/cuda PATH=/usr/local/cuda/bin:$PATH CPATH=/usr/local
 # NVIDIA's driver package has the real libcuda; it lies where no linker looks.
 export LIBRARY_PATH=/usr/local/cuda/lib64/stubs:/usr/lib/aarch64-linux-gnu/nvidia:/usr/lib/aarch64-linux-gnu/tegra
 /root/build/bin/pip wheel --no-binary pycuda --wheel-dir "$OUT" "$REQUIREMENT"
+# What was built asks for the driver by its name, or nothing of it would work on the box.
+/root/build/bin/python -m zipfile -e "$(ls "$OUT"/pycuda-*.whl)" /root/built
+readelf -d /root/built/pycuda/_driver*.so | grep -q 'libcuda\.so\.1'

@@ -11,7 +11,12 @@ for part in /root/cuda-wheels/nvidia/*; do
 done
 find /root/cuda-wheels -name '*.so*' -exec cp {} /root/cuda/lib64/ ';'
 ln -s "$(cd /root/cuda/lib64 && ls libcurand.so.*)" /root/cuda/lib64/libcurand.so
-# The driver's library comes with the driver. To link, only its name is needed.
-echo 'extern int of_the_driver;' | gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -x c - -o /root/cuda/lib64/libcuda.so
+# The driver's library comes with the driver. To link, its name and its functions' names are enough; without those the
+# linker leaves it out, and PyCUDA would not find it on the box.
+cat /root/cuda/include/cuda*.h | grep -oE '\bcu[A-Z][A-Za-z0-9_]*' | sort -u | sed 's/.*/int &(void) { return 0; }/' |
+  gcc -w -shared -fPIC -Wl,-soname,libcuda.so.1 -x c - -o /root/cuda/lib64/libcuda.so
 export CPATH=/root/cuda/include LIBRARY_PATH=/root/cuda/lib64 TMPDIR=/root
 /root/build/bin/pip wheel --no-binary pycuda --wheel-dir "$OUT" "$REQUIREMENT"
+# What was built asks for the driver by its name, or nothing of it would work on the box.
+/root/build/bin/python -m zipfile -e "$(ls "$OUT"/pycuda-*.whl)" /root/built
+readelf -d /root/built/pycuda/_driver*.so | grep -q 'libcuda\.so\.1'
