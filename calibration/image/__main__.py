@@ -109,7 +109,7 @@ def _about(rootfs: Rootfs, deb: DebFile, key: str, jetpack: JetPack) -> list[str
     return [
         f"the package {deb.name} {deb.version} ({deb.architecture}), started at boot: {units}",
         "no password anywhere; " + (f"sshd on, user {accounts.SERVICE} by key" if key else "sshd off, nobody can log in"),
-        f"no {', no '.join(lacking)}: the box judges on its processor (--with-pycuda)" if lacking else "TensorRT and PyCUDA",
+        f"no {', no '.join(lacking)}: only engine: cpu inspects (--with-pycuda adds them)" if lacking else "TensorRT and PyCUDA",
         "time zone UTC; machine id and SSH host keys are made at the first boot",
         *([] if jetpack.jetson_utils else ["neither jetson-utils nor jetson-inference: csi:// and rtsp:// do not open"]),
     ]

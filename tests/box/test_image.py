@@ -395,7 +395,7 @@ def test_the_whole_image_and_a_second_run_that_changes_nothing(
     assert image_checks.starts_by_itself(rootfs, "appliance.target")
     assert "apply_binaries.sh \namd64\n" == (l4t / "calls.log").read_text()  # once, and it ran programs in there
     assert "pin 19" in (l4t / "appliance/PINMUX.txt").read_text()
-    assert "no TensorRT, no PyCUDA: the box judges on its processor" in (l4t / "appliance/FLASH.txt").read_text()
+    assert "no TensorRT, no PyCUDA: only engine: cpu inspects" in (l4t / "appliance/FLASH.txt").read_text()
     made = tree_digest(l4t)
     capsys.readouterr()
     assert verb.main(arguments) == 0
