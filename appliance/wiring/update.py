@@ -21,6 +21,7 @@ from appliance.box import launch, slots
 from appliance.box.app_bundle import BundleRefused, Manifest, manifest_of, verify
 from appliance.box.health import Health, look, read_state
 from appliance.box.jetson import read_facts
+from appliance.box.owner import become_owner
 from appliance.box.signature import MAX_SIGNATURE_BYTES, SignatureError, enrolled
 from appliance.box.signature import verify as verify_signature
 from appliance.box.slots import Owed, Step
@@ -464,7 +465,7 @@ def update_verb(options: Any, out: TextIO, err: TextIO) -> int:
             if options.json:
                 options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             return 0
-        _become_owner(site.data)
+        become_owner(site.data)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a trial that is interrupted is given up, not left
         who = options.who or "person " + (os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.getuid()))
         if options.action == "return":
@@ -492,14 +493,3 @@ def _say(out: TextIO, text: str) -> None:
     if text:
         out.write(f"{text}\n")
         out.flush()
-
-
-def _become_owner(data: Path) -> None:
-    """Root would leave files that the station's own user cannot replace, and would follow what that user put there: it does
-    all of it as that user. Raises OSError."""
-    owner = data.stat()
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        return
-    os.setgroups([owner.st_gid])
-    os.setgid(owner.st_gid)
-    os.setuid(owner.st_uid)
