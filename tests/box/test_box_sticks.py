@@ -1,7 +1,7 @@
 """Sticks in the virtual machine: real udev, real units, a real FAT on a real USB bus (dummy_hcd), while parts go by.
 
-The kinds and their ends are those of ``sticks.py``. A plain run plugs in one of each sort; ``./build.sh box --all`` all that a
-FAT can hold."""
+The kinds and their ends are those of ``sticks.py``. A stick is slow here: its unit may have 40 % of the one
+processor that the station is busy on. A plain run plugs in one of each sort; ``./build.sh box --all`` all that a FAT can hold."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ from tests.box.vm import line
 from tests.box.vm.machine import Machine
 
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(3600)]
-SOME = (
-    "settings misspelt", "wrong station", "empty", "half a configuration", "half a model", "alias bomb", "60,000 nested brackets",
-    "40 MB of configuration", "a folder called appliance.yaml", "size claimed: 4 GiB", "a chain that loops", "tables of noise",
-    "boot sector dead", "all zeros", "foreign file system", "collect only",
-)  # fmt: skip
+SOME = ("wrong station", "half a model", "60,000 nested brackets", "size claimed: 4 GiB", "boot sector dead", "collect only")
 _TOLD = {
     "refused": "configuration_refused", "unreadable": "stick_unreadable", "applied": "configuration_applied", "served": "",
 }  # fmt: skip

@@ -57,12 +57,11 @@ class Power:
         told(self.machine, apply("first"))
         start(self.machine)
         running(self.machine)
-        heard = self.machine.script(
+        self.heard = self.machine.script(
             HERE / "power" / "promises.py", "data", "acme/demo/line1/inspect-a",
             python="PYTHONPATH=/usr/lib/appliance/packages python3", deadline_s=3600,
         )  # fmt: skip
         self.mark("begun")
-        assert not heard.done()
 
     def mark(self, text: str) -> None:
         self.machine.check(f"dmsetup message data 0 mark {text}")
@@ -70,6 +69,7 @@ class Power:
     def over(self) -> list[Entry]:
         """Everything of the scenario is done: no more power. The log."""
         self.machine.check("sync")
+        assert not self.heard.done(), f"nobody heard what was promised: {self.heard.wait(0).out}"
         self.machine.cut_power()
         with self.log.open("rb") as log:
             return read_log(log)
