@@ -14,6 +14,7 @@ NOT_NEEDED: dict[str, str] = {
     "nv-oem-config.service": "asks for a user's name and password at first boot, on a screen that is not there",
     "nv-oem-config-gui.service": "the same on the desktop",
     "nv-oem-config-debconf@.service": "the same on a serial line",
+    "nv-oobe.service": "JetPack 7.2's first boot, which asks the same",
     "apt-daily.service": "packages change by our own updates, in slots that can be left again, and never during a shift",
     "apt-daily.timer": "the same, by its clock",
     "apt-daily-upgrade.service": "an upgrade in the field changes kernel and loader of one slot only",

@@ -50,7 +50,7 @@ def plan(rootfs: Rootfs, wanted: Wanted, inside: Callable[[], Inside]) -> list[S
              lambda: _default_target(rootfs) == "multi-user.target",
              lambda: rootfs.link("etc/systemd/system/default.target", _MULTI_USER)),
         Step("not needed", f"mask {', '.join(_unmasked(rootfs)) or 'nothing more'}", "each has its reason in quiet.py",
-             lambda: not _unmasked(rootfs), lambda: _systemctl(inside(), "mask", *_unmasked(rootfs))),
+             lambda: not _unmasked(rootfs), lambda: _mask(rootfs)),
         Step("units", "enable the package's units", "the line inspects when the box is on",
              lambda: bool(package_units(rootfs)) and not _not_enabled(rootfs), lambda: _enable(rootfs, inside)),
         Step("clock", "one time service", "two would pull at one clock; without any the ledger says clock: unset",
@@ -169,6 +169,12 @@ def _masked(rootfs: Rootfs, unit: str) -> bool:
 
 def _unmasked(rootfs: Rootfs) -> list[str]:
     return [unit for unit in NOT_NEEDED if rootfs.has_unit(unit) and not _masked(rootfs, unit)]
+
+
+def _mask(rootfs: Rootfs) -> None:
+    """Not by systemctl: it refuses a name that stands in /etc already, as NVIDIA's link into /opt and every alias does."""
+    for unit in _unmasked(rootfs):
+        rootfs.link(f"etc/systemd/system/{unit}", "/dev/null")
 
 
 def _enabled_of(rootfs: Rootfs, *units: str) -> list[str]:

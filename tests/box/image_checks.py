@@ -36,7 +36,8 @@ def quiet(rootfs: Path) -> None:
     """What a camera box does not need does not start; what it needs was left alone."""
     links = rootfs / "etc/systemd/system"
     for unit in ("gdm.service", "snapd.service", "snapd.socket", "whoopsie.path", "ModemManager.service", "docker.service",
-                 "nv-oem-config.service", "nv-l4t-usb-device-mode.service", "apt-daily.timer"):  # fmt: skip
+                 "nv-oem-config.service", "nv-oobe.service", "nv-l4t-usb-device-mode.service", "display-manager.service",
+                 "apt-daily.timer"):  # fmt: skip
         assert os.readlink(links / unit) == "/dev/null", unit
     for unit in ("nv_update_verifier.service", "nvargus-daemon.service", "nvpmodel.service"):
         assert (links / "multi-user.target.wants" / unit).is_symlink() and not (links / unit).exists(), unit

@@ -14,7 +14,7 @@ RELEASES = {"6.2": ("R36", "4.7"), "7.2": ("R39", "2.1")}
 HOLDABLE = ("nvidia-l4t-core", "nvidia-l4t-kernel", "nvidia-l4t-cuda", "nvidia-l4t-bootloader")
 PRESENT = (
     "gdm.service", "snapd.service", "snapd.socket", "ModemManager.service", "whoopsie.path", "cups.service", "docker.service",
-    "nv-oem-config.service", "nv-oem-config-gui.service", "nv-l4t-usb-device-mode.service", "nv_update_verifier.service",
+    "nv-oem-config.service", "nv-oem-config-gui.service", "nv-oobe.service", "nv_update_verifier.service",
     "nvargus-daemon.service", "nvpmodel.service",
 )  # fmt: skip
 # The hash of "nvidia", as `openssl passwd -6 nvidia` writes it.
@@ -41,6 +41,13 @@ for unit in {units}; do
     > "$root/usr/lib/systemd/system/$unit"
   ln -sf "/usr/lib/systemd/system/$unit" "$root/etc/systemd/system/multi-user.target.wants/$unit"
 done
+# Two names that stand in /etc as links already: NVIDIA's into /opt, and the desktop's alias.
+usb=opt/nvidia/l4t-usb-device-mode/nv-l4t-usb-device-mode.service
+mkdir -p "$root/${{usb%/*}}"
+printf '[Unit]\nDescription=a login at the USB-C port\n[Service]\nExecStart=/bin/true\n' > "$root/$usb"
+ln -sf "/$usb" "$root/etc/systemd/system/nv-l4t-usb-device-mode.service"
+ln -sf "/$usb" "$root/etc/systemd/system/multi-user.target.wants/nv-l4t-usb-device-mode.service"
+ln -sf /lib/systemd/system/gdm.service "$root/etc/systemd/system/display-manager.service"
 printf '[Unit]\nDescription=first boot\n' > "$root/usr/lib/systemd/system/nv-oem-config.target"
 ln -sf /lib/systemd/system/nv-oem-config.target "$root/etc/systemd/system/default.target"
 """
