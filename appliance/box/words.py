@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 _LONGEST = 160  # characters of one value
-_USER = re.compile(r"(?<=://)[^/@\s]*(?=@)")
-_SECRET = re.compile(r"(?im)^(\s*[\w.-]*(?:password|passphrase|secret|token|private_key)\b\s*[:=]\s*)\S.*$")
+# To the last @ of the word, for a password may hold any sign; too much is hidden rather than too little. Every repetition
+# has its bound: what is searched may be a stranger's, and a search may not take the square of its length. What a camera is
+# asked for is its maker's own, and some of them want the password there.
+_USER = re.compile(r"(?<=://)\S{0,256}(?=@)")
+_RTSP_QUERY = re.compile(r"(?i)(?<=rtsp)(s?://[^\s?]{0,256}\?)\S+")
+_SECRET = re.compile(r"(?im)^([ \t]{0,64}[\w.-]{0,64}(?:password|passphrase|secret|token|private_key)\b[ \t]*[:=][ \t]*)\S.*$")
 _HIDDEN = "***"
 _NOTHING = ("integrity",)  # told as bundles whose files differ
 
@@ -29,8 +33,9 @@ def plain(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """User and password of addresses, and values of settings that are called so, made invisible."""
-    return _SECRET.sub(lambda found: found[1] + _HIDDEN, _USER.sub(_HIDDEN, text))
+    """User and password of addresses, queries of RTSP's, and values of settings that are called so, made invisible."""
+    text = _RTSP_QUERY.sub(lambda found: found[1] + _HIDDEN, _USER.sub(_HIDDEN, text))
+    return _SECRET.sub(lambda found: found[1] + _HIDDEN, text)
 
 
 def _mapping(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], lines: Mapping[Path, int]) -> list[str]:

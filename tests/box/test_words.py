@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,31 @@ def test_hostile_characters_become_escapes(hostile: str) -> None:
         ("MQTT_PASSWORD=hunter2 sent", "hunter2"),
         ("api-token: abcdef", "abcdef"),
         ("secret: x y z", "x y z"),
+        ("source: rtsp://cam/stream?user=admin&password=hunter2", "hunter2"),
+        ("source: RTSPS://cam/stream?user=admin&pwd=hunter2", "hunter2"),
+        ("opened rtsp://u:hun@ter2@cam/1 at once", "ter2"),
+        ("opened rtsp://u:hun/ter2@cam/1 at once", "hun/ter2"),
+        ("opened rtsp://u:hun?ter2@cam/1 at once", "ter2"),
+        ("opened rtsp://u:a://ter2@cam/1 at once", "ter2"),
     ],
 )
 def test_secrets_are_hidden(text: str, gone: str) -> None:
     assert gone not in without_secrets(text) and "***" in without_secrets(text)
+
+
+@pytest.mark.parametrize("hostile", ["://", "rtsp://", "\n", " ", "password", "a@", "token = ", "rtsp://a?"])
+def test_a_text_made_to_be_slow_is_searched_in_time_of_its_length(hostile: str) -> None:
+    def seconds(length: int) -> float:
+        text = hostile * (length // len(hostile))
+        return min(timeit.repeat(lambda: without_secrets(text), number=1, repeat=3))
+
+    assert seconds(400_000) < 40 * seconds(20_000) + 0.05, "twenty times the length may not take the square of that"
+
+
+def test_what_is_no_secret_stays_readable() -> None:
+    for text in ("gpio://gpiochip0/17?bias=pull-up", "v4l2://usb-1.2?serial=77", "from rtsp://cam/1 to mail me@example.org"):
+        assert without_secrets(text) == text
+    assert without_secrets("rtsp://u:p@cam/1, rtsp://u:p@cam/2") == "rtsp://***@cam/1, rtsp://***@cam/2"
 
 
 def test_a_passwords_file_is_no_secret() -> None:
