@@ -11,9 +11,12 @@ import os
 import resource
 import select
 import signal
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from appliance.box import mount
 from appliance.ports import Clock
 
 _KILL_WAIT_MS = 2000  # a process that can be killed is gone within milliseconds
@@ -31,16 +34,17 @@ class ChildFailed(Exception):
 
 def run_limited(
     work: Callable[[Callable[[], None]], Any], clock: Clock, whole_s: float, stall_s: float | None = None,
-    cpu_s: int | None = None, memory_bytes: int | None = None,
+    cpu_s: int | None = None, memory_bytes: int | None = None, mounts: bool = False,
 ) -> Any:  # fmt: skip
     """What ``work`` returns (plain JSON), made in a child within ``whole_s`` seconds; ``work`` is given a function to call
     when it got on, and ``stall_s`` seconds without such a call end it too. ``cpu_s`` and ``memory_bytes`` (address space) are
-    the kernel's limits. An OSError or ValueError of ``work`` is raised here again. Raises ChildFailed otherwise."""
+    the kernel's limits; ``mounts``: it keeps the right to mount, which who reads a stranger's bytes does without. An OSError or
+    ValueError of ``work`` is raised here again. Raises ChildFailed otherwise."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _child(work, writing, cpu_s, memory_bytes)
+        _child(work, writing, cpu_s, memory_bytes, mounts)
     os.close(writing)
     process = os.pidfd_open(pid)
     try:
@@ -52,29 +56,51 @@ def run_limited(
         os.close(process)
 
 
-def _child(work: Callable[[Callable[[], None]], Any], writing: int, cpu_s: int | None, memory_bytes: int | None) -> NoReturn:
+def _child(
+    work: Callable[[Callable[[], None]], Any], writing: int, cpu_s: int | None, memory_bytes: int | None, mounts: bool
+) -> NoReturn:  # fmt: skip
     """Never returns."""
     code = 1
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        if not mounts:
+            _mount_no_more()
         if cpu_s is not None:  # SIGXCPU first, which says why; who catches that gets SIGKILL
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
         if memory_bytes is not None:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        try:
-            told: dict[str, Any] = {"result": work(lambda: _write(writing, b"."))}
-        except OSError as why:
-            told = {"oserror": [why.errno, why.strerror, why.filename]}
-        except ValueError as why:
-            told = {"valueerror": str(why)}
-        except MemoryError:
-            told = {"memory": True}
-        _write(writing, b"\n" + json.dumps(told).encode())
+        _write(writing, b"\n" + json.dumps(_done(work, writing)).encode())
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)  # no clean-up of the parent's: its files, threads and exit functions are not ours
+
+
+def _mount_no_more() -> None:
+    """A stick has to be read all the same where the right cannot be given up; the journal has it."""
+    try:
+        mount.mount_no_more()
+    except OSError as why:
+        sys.stderr.write(f"a child keeps the right to mount: {why}\n")
+        sys.stderr.flush()
+
+
+def _done(work: Callable[[Callable[[], None]], Any], writing: int) -> dict[str, Any]:
+    """What came of it, as JSON."""
+    try:
+        return {"result": work(lambda: _write(writing, b"."))}
+    except OSError as why:
+        return {"oserror": [str(why)] if why.errno is None else [why.errno, why.strerror, why.filename]}
+    except ValueError as why:
+        return {"valueerror": str(why)}
+    except MemoryError:
+        return {"memory": True}
+    except Exception as why:
+        traceback.print_exc()
+        return {"failed": f"{type(why).__name__}: {why}"}
 
 
 def _write(writing: int, data: bytes) -> None:
@@ -128,6 +154,8 @@ def _result(answer: bytes, status: int | None) -> Any:
         raise ValueError(told["valueerror"])
     if "memory" in told:
         raise ChildFailed("it took more memory than it may")
+    if "failed" in told:
+        raise ChildFailed(f"it failed ({told['failed']})")
     return told["result"]
 
 

@@ -16,6 +16,9 @@ FILE_SYSTEMS = ("vfat", "exfat")
 RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, NOSYMFOLLOW = 1, 2, 4, 8, 16, 256  # <sys/mount.h>; the last since Linux 5.10
 _REC, _PRIVATE = 16384, 1 << 18
 _DETACH = 2
+_SYS_ADMIN = 21  # <linux/capability.h>
+_CAPABILITY_VERSION_3 = 0x20080522
+_AMBIENT, _AMBIENT_LOWER = 47, 3  # <linux/prctl.h>
 _NEWNS = 0x00020000
 _HARDENED = NOSUID | NODEV | NOEXEC | NOSYMFOLLOW
 
@@ -41,6 +44,21 @@ def own_namespace() -> None:
         raise _error("unshare")
     if libc.mount(b"none", b"/", None, ctypes.c_ulong(_REC | _PRIVATE), None) != 0:
         raise _error("mount --make-rprivate /")
+
+
+def mount_no_more() -> None:
+    """This process and all that it executes lose CAP_SYS_ADMIN, should they have it, for good. Raises OSError: of the two steps
+    the one for what is executed was made all the same."""
+    libc = _libc()
+    if libc.prctl(_AMBIENT, _AMBIENT_LOWER, _SYS_ADMIN, 0, 0) != 0:
+        raise _error("prctl(PR_CAP_AMBIENT)")
+    header, sets = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(header, sets) != 0:
+        raise _error("capget")
+    for at in range(3):  # effective, permitted, inheritable; their upper halves follow
+        sets[at] &= ~(1 << _SYS_ADMIN)
+    if libc.capset(header, sets) != 0:
+        raise _error("capset")
 
 
 @contextmanager

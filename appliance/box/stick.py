@@ -141,7 +141,7 @@ def _at_hand(source: Source, writable: bool) -> Iterator[str]:
 
 def _in_child(source: Source, work: Callable[[Callable[[], None]], Any], clock: Clock, limits: Limits) -> Any:
     try:
-        return run_limited(work, clock, limits.whole_s, limits.stall_s)
+        return run_limited(work, clock, limits.whole_s, limits.stall_s, mounts=source.device is not None)
     except ChildFailed as why:
         raise StickDead(f"the stick does not answer: {why}", why.stuck) from why
     except OSError as why:

@@ -366,6 +366,8 @@ def _judged(box: Box, good: Generation | None, signed: bool) -> Judgement:
         ))  # fmt: skip
     except ChildFailed as why:
         raise Refused(f"{stick.CONFIGURATION} and its bundles cannot be checked: {why}; make them smaller") from why
+    except OSError as why:
+        raise Refused(f"{stick.CONFIGURATION} and its bundles cannot be checked: {why.strerror or why}") from why
 
 
 def _allowed(judged: Judgement, good: Generation | None, mode: str, verified: Verified | None, keys: list[Key]) -> None:

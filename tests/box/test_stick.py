@@ -469,6 +469,15 @@ def test_a_missing_bundle_is_told_with_its_line_and_where_to_put_it(running: Rig
     assert "appliance.yaml:53:9: recipes.cap-28mm.inspect.0.bundle: no bundle nothing; put it at one of bundles/nothing" in text
 
 
+def test_a_judge_that_the_disk_fails_answers_in_words(running: Rig, tmp_path: Path) -> None:
+    """A bundle of the box that holds more than plain files."""
+    os.mkfifo(other_bundle(running.data / "bundles/mine") / "pipe")
+    folder, before = stick_of(tmp_path / "s", yaml(6).replace("bundle: cap-28mm", "bundle: mine")), running.state()
+    assert running.serve(folder) == 2
+    assert running.state() == before and "configuration_refused" in running.kinds()
+    assert "bundles/mine/pipe is no plain file" in " ".join(result(folder).split())
+
+
 # --- what is asked beside a configuration ---------------------------------------------------------------------
 
 
@@ -642,7 +651,7 @@ def test_a_device_is_read_and_written_with_the_rights_that_are_said(tmp_path: Pa
             with mount.mounted(device, place, writable=writable, file_systems=("ext4",)):
                 return next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {place} " in line)
 
-        return str(run_limited(work, CLOCK, 20))
+        return str(run_limited(work, CLOCK, 20, mounts=True))
 
     for writable, wanted in ((False, {"ro"}), (True, {"rw", "sync"})):
         line = options(writable)
@@ -667,7 +676,7 @@ def test_a_mount_is_seen_by_nobody_else_and_ends_with_a_killed_child(tmp_path: P
         with mount.mounted(device, place, writable=False, file_systems=("ext4",)):
             return [f" {place} " in Path(f"/proc/{one}/mountinfo").read_text() for one in ("self", str(parent))]
 
-    assert run_limited(look, CLOCK, 20) == [True, False]
+    assert run_limited(look, CLOCK, 20, mounts=True) == [True, False]
 
     def killed(moved: Callable[[], None]) -> None:
         mount.own_namespace()
@@ -675,7 +684,7 @@ def test_a_mount_is_seen_by_nobody_else_and_ends_with_a_killed_child(tmp_path: P
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(ChildFailed, match="killed"):
-        run_limited(killed, CLOCK, 20)
+        run_limited(killed, CLOCK, 20, mounts=True)
     assert f" {place} " not in Path("/proc/self/mountinfo").read_text()
 
 
@@ -695,7 +704,7 @@ def test_a_link_on_a_mounted_stick_is_not_followed_by_anybody(tmp_path: Path, ex
                 return why.errno or 0
         return 0
 
-    assert run_limited(work, CLOCK, 20) == errno.ELOOP
+    assert run_limited(work, CLOCK, 20, mounts=True) == errno.ELOOP
 
 
 @AS_ROOT
@@ -809,6 +818,58 @@ def test_a_childs_answer_and_its_errors_come_back_as_they_are() -> None:
 
 def _raise(why: Exception) -> None:
     raise why
+
+
+def test_a_childs_errors_keep_their_words(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OSError, match="^/x/y is no plain file$"):
+        run_limited(lambda _moved: _raise(OSError("/x/y is no plain file")), CLOCK, 30)
+    with pytest.raises(ChildFailed, match="KeyError: 'bundle'"):
+        run_limited(lambda _moved: _raise(KeyError("bundle")), CLOCK, 30)
+    assert "Traceback" in capfd.readouterr().err
+
+
+# As the unit starts it: of all rights only the one to mount, handed on to whatever it executes.
+_AS_THE_UNIT = ("setpriv", "--securebits", "+noroot", "--no-new-privs", "--inh-caps", "-all,+sys_admin",
+                "--ambient-caps", "-all,+sys_admin", "--bounding-set", "-all,+sys_admin")  # fmt: skip
+_RIGHTS_OF = """
+import ctypes, sys
+sys.path.insert(0, "{root}")
+from appliance.box.child import run_limited
+from appliance.clock import SystemClock
+def rights(_moved):
+    return [line.split()[1].lstrip("0") for line in open("/proc/self/status") if line.startswith("Cap") and "Bnd" not in line]
+{before}
+print(rights(None), *(run_limited(rights, SystemClock(), 30, mounts=mounts) for mounts in (True, False)))
+"""
+# seccomp as SystemCallFilter= does it: capset(2) says EPERM, all else goes.
+_WITHOUT_CAPSET = """
+import struct, platform
+number = 126 if platform.machine() == "x86_64" else 91
+steps = ((0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000))
+filter = b"".join(struct.pack("HBBI", *one) for one in steps)
+held = ctypes.create_string_buffer(filter, len(filter))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(held)))
+assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0
+"""
+
+
+def _rights(before: str = "") -> subprocess.CompletedProcess[str]:
+    code = _RIGHTS_OF.format(root=ROOT, before=before)
+    return subprocess.run([*_AS_THE_UNIT, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+@AS_ROOT
+def test_only_the_child_that_mounts_may_mount() -> None:
+    done = _rights()
+    all_four = "['200000', '200000', '200000', '200000']"
+    assert done.stdout == f"{all_four} {all_four} ['', '', '', '']\n" and done.stderr == ""
+
+
+@AS_ROOT
+def test_a_right_that_cannot_be_given_up_is_told() -> None:
+    done = _rights(_WITHOUT_CAPSET)
+    assert "keeps the right to mount" in done.stderr and "Operation not permitted" in done.stderr
+    assert done.stdout.endswith("['200000', '200000', '200000', '']\n")  # what it executes has it no more
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
