@@ -139,6 +139,7 @@ def with_our_units() -> str:
 mkdir -p usr/lib/udev/rules.d usr/lib/sysusers.d usr/lib/tmpfiles.d usr/lib/systemd/journald.conf.d
 mkdir -p opt/appliance opt/python opt/packages
 cp {PROJECT}/systemd/*.service {PROJECT}/systemd/*.target {PROJECT}/systemd/*.path usr/lib/systemd/system/
+cp {PROJECT}/systemd/*.slice usr/lib/systemd/system/
 cp {PROJECT}/systemd/sysusers.d/* usr/lib/sysusers.d/
 cp {PROJECT}/systemd/tmpfiles.d/* usr/lib/tmpfiles.d/
 cp {PROJECT}/systemd/journald.conf.d/* usr/lib/systemd/journald.conf.d/

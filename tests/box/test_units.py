@@ -12,13 +12,16 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "systemd"
 SERVICES = sorted(path.name for path in FOLDER.glob("*.service"))
+SLICES = sorted(path.name for path in FOLDER.glob("*.slice"))
+STICKS = ("appliance-usb@.service", "appliance-usb-unreadable@.service")
 OLDEST = 249  # Ubuntu 22.04, JetPack 6; 255 is JetPack 7
 DAEMONS = ("rejectd.service", "inspectd.service", "reportd.service")
 
 # Directive -> the systemd that first has it (its NEWS, and "Added in version" of its manual). What is not listed is refused:
 # look it up first. The first number of most is long before 249 and stands as 0.
 SINCE = dict.fromkeys(
-    """Description Documentation After Before Wants BindsTo PartOf WantedBy RequiresMountsFor StartLimitIntervalSec
+    """Description Documentation After Before Wants BindsTo PartOf OnFailure WantedBy RequiresMountsFor StartLimitIntervalSec
+    Slice
     ConditionPathExistsGlob Type NotifyAccess ExecStart ExecStopPost Restart RestartSec RestartPreventExitStatus SuccessExitStatus
     RemainAfterExit TimeoutStartSec TimeoutStopSec KillMode WatchdogSec RuntimeMaxSec RuntimeDirectory RuntimeDirectoryMode
     RuntimeDirectoryPreserve StateDirectory StateDirectoryMode ReadWritePaths LimitRTPRIO LimitMEMLOCK LimitCORE Nice CPUAffinity
@@ -74,7 +77,7 @@ def read(name: str) -> str:
 def faults(name: str, text: str) -> list[str]:
     """What is wrong with a unit of ours, whoever wrote it."""
     has = unit(text)
-    return [*_chains(name, has), *_of_every_service(name, has), *_of_daemons(name, has), *_versions(has)]
+    return [*_chains(name, has), *_of_every_service(name, has), *_of_daemons(name, has), *_of_trials(name, has), *_versions(has)]
 
 
 def _chains(name: str, has: dict[str, list[str]]) -> Iterator[str]:
@@ -143,6 +146,17 @@ def _of_daemons(name: str, has: dict[str, list[str]]) -> Iterator[str]:
         yield "WatchdogSec: nobody sees a loop that hangs"
 
 
+def _of_trials(name: str, has: dict[str, list[str]]) -> Iterator[str]:
+    """Whoever may hold a trial has a heir, who can be called as often as there are sticks."""
+    if name == "appliance-usb@.service" and has.get("OnFailure") != ["appliance-settle.service"]:
+        yield "OnFailure: killed in the middle of a trial nobody ends it; write OnFailure=appliance-settle.service"
+    if name == "appliance-settle.service":
+        if has.get("StartLimitIntervalSec") != ["0"]:
+            yield "StartLimitIntervalSec: the stick after the fifth would have no heir; write StartLimitIntervalSec=0"
+        if "RemainAfterExit" in has:
+            yield "RemainAfterExit: it could not be started once more"
+
+
 def _versions(has: dict[str, list[str]]) -> Iterator[str]:
     for name in has:
         if name not in SINCE:
@@ -151,7 +165,7 @@ def _versions(has: dict[str, list[str]]) -> Iterator[str]:
             yield f"{name}=: systemd {SINCE[name]} has it, {OLDEST} does not: say in HARMLESS_WHERE_UNKNOWN why that is no harm"
 
 
-ALL = [*SERVICES, "appliance.target", "appliance-broker.path", "appliance-twin.path"]
+ALL = [*SERVICES, *SLICES, "appliance.target", "appliance-broker.path", "appliance-twin.path"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -180,6 +194,9 @@ def test_a_unit_is_as_it_must_be(name: str) -> None:
         ("reportd.service", "After=network.target", "After=rejectd.service", "waited for without end"),
         ("appliance-usb@.service", "After=dev-%i.device", "After=dev-%i.device reportd.service", "waited for without end"),
         ("appliance-settle.service", "Type=exec", "Type=exec\nAfter=inspectd.service", "waited for without end"),
+        ("appliance-usb@.service", "OnFailure=appliance-settle.service\n", "", "write OnFailure=appliance-settle"),
+        ("appliance-settle.service", "StartLimitIntervalSec=0\n", "", "write StartLimitIntervalSec=0"),
+        ("appliance-settle.service", "Type=exec", "Type=exec\nRemainAfterExit=yes", "started once more"),
         ("appliance-usb@.service", "CapabilityBoundingSet=CAP_SYS_ADMIN", "CapabilityBoundingSet=~", "write Capability"),
         ("appliance-twin.service", "User=appliance\n", "", "write User=appliance"),
         ("appliance-twin.service", "ExecStart=/usr/bin/appliance", "ExecStart=/bin/sh -c appliance", "no shell"),
@@ -202,17 +219,32 @@ def test_each_odd_line_of_the_table_is_used_or_refused() -> None:
 def test_the_target_wants_all_of_them_and_needs_none() -> None:
     target = unit(read("appliance.target"))
     wanted = set(" ".join(target["Wants"]).split())
-    assert wanted == {one for one in ALL if "@" not in one and one != "appliance.target"}
+    assert wanted == {one for one in ALL if "@" not in one and one not in ("appliance.target", *SLICES)}
     assert "Requires" not in target and target["WantedBy"] == ["multi-user.target"]
 
 
 def test_a_stick_can_starve_nobody() -> None:
     limits = "CPUQuota CPUWeight Nice IOSchedulingClass MemoryMax MemorySwapMax TasksMax TimeoutStartSec".split()
-    for name in ("appliance-usb@.service", "appliance-usb-unreadable@.service"):
+    for name in STICKS:
         has = unit(read(name))
         for limit in limits:
             assert has.get(limit), f"{name}: {limit}"
         assert has["PrivateNetwork"] == ["yes"] and has["BindsTo"] == ["dev-%i.device"]
+
+
+def test_a_stick_of_a_hundred_partitions_takes_no_more_than_one_of_one() -> None:
+    """Each partition is a unit: what one may take, all of them may take together, and it is weighed against the daemons: a slice
+    is nested by the dashes of its name, and a weight counts among those of one slice."""
+    (name,) = SLICES
+    have = unit(read(name))
+    assert name.removesuffix(".slice").split("-")[:-1] == ["system"], "beside the daemons, which have no slice of their own"
+    for stick in STICKS:
+        has = unit(read(stick))
+        assert has.get("Slice") == [name]
+        for limit in ("CPUQuota", "CPUWeight", "IOWeight", "MemoryMax", "MemorySwapMax"):
+            assert have.get(limit) == has[limit], f"{stick}: {limit}"
+    assert int(have["TasksMax"][0]) < 150
+    assert all("Slice" not in unit(read(one)) for one in SERVICES if one not in STICKS)
 
 
 def test_the_hardware_watchdog_is_within_what_every_driver_takes() -> None:
@@ -236,7 +268,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("root")
     units = place / "usr/lib/systemd/system"
     units.mkdir(parents=True)
-    for path in (*FOLDER.glob("*.service"), *FOLDER.glob("*.target"), *FOLDER.glob("*.path")):
+    for path in (*FOLDER.glob("*.service"), *FOLDER.glob("*.target"), *FOLDER.glob("*.path"), *FOLDER.glob("*.slice")):
         (units / path.name.replace("@.", "@sda1.")).write_text(path.read_text())
     for name in ("basic", "sysinit", "multi-user", "shutdown", "network", "local-fs", "paths"):
         (units / f"{name}.target").write_text(f"[Unit]\nDescription={name}\n")

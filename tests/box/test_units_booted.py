@@ -28,6 +28,19 @@ new = store.put(Path(sys.argv[1]), Meta("test", "as shipped", 1, "x", 0, "unset"
 store.begin_trial(new, 2**62)
 store.mark_good(essentials_of(load(new.file)))
 """
+# A doer that is killed in the middle of its trial: of another configuration, whose camera is not there.
+_TRY = """
+import signal, sys
+from pathlib import Path
+from appliance.box.again import ROLES, begin_anew
+from appliance.box.store import Meta, Store
+from appliance.clock import boottime_ns
+store = Store(Path("/var/lib/appliance/config"))
+new = store.put(Path(sys.argv[1]), Meta("test", "another camera", 2, "x", 0, "unset"))
+store.begin_trial(new, boottime_ns() + int(sys.argv[2]) * 10**9)
+begin_anew(Path("/run/appliance"), ROLES, new.digest)
+signal.pause()
+"""
 # Inside, where it is quick: a kill every half second, whatever stage rejectd is in; then five that wait until it is up.
 _KILL = """
 import json, os, select, signal, subprocess, time
@@ -100,10 +113,15 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     station = place / "station"
     station.mkdir()
     (station / "appliance.yaml").write_text((PROJECT / "appliance/twin/station.yaml").read_text())
-    files = {"configure.py": _CONFIGURE, "probe.py": _PROBE, "kill.py": _KILL, "sitecustomize.py": _HANGS}
+    other = place / "other"
+    other.mkdir()
+    (other / "appliance.yaml").write_text(
+        (station / "appliance.yaml").read_text().replace("source: twin://top", "source: v4l2:///dev/v4l/by-path/nothing")
+    )
+    files = {"configure.py": _CONFIGURE, "try.py": _TRY, "probe.py": _PROBE, "kill.py": _KILL, "sitecustomize.py": _HANGS}
     for name, text in files.items():
         (place / name).write_text(text)
-    prepare = f"{with_our_units()}\nmkdir -p opt/test\ncp -r {station} {place}/*.py opt/test/\n" \
+    prepare = f"{with_our_units()}\nmkdir -p opt/test\ncp -r {station} {other} {place}/*.py opt/test/\n" \
               f"cp {place}/sitecustomize.py opt/appliance/\nchmod -R a+rX opt/test opt/appliance\n"  # fmt: skip
     with booted(place, prepare) as one:
         one.run("setpriv", "--reuid", "appliance", "--regid", "appliance", "--init-groups", "env", "-C", "/opt/test",
@@ -228,6 +246,39 @@ def test_a_rejectd_that_never_comes_up_silences_nobody(box: Booted) -> None:
         box.run("systemctl", "daemon-reload")
     box.wait("rejectd.service", "ActiveState", "active")
     wait_up(box)
+
+
+def test_a_trial_whose_doer_was_killed_is_ended_while_the_station_runs(box: Booted) -> None:
+    """As where an engine's build takes all memory and the kernel ends the stick's process first: no stick, no restart, and
+    nobody who asks from time to time."""
+    wait_up(box)
+    good = state(box)["report"]["configuration"]
+    not_of_a_trial = ("BindsTo=", "After=", "ExecStart=", "ExecStopPost=", "DeviceAllow=")
+    lines = [line for line in (FOLDER / "appliance-usb@.service").read_text().splitlines() if not line.startswith(not_of_a_trial)]
+    lines.insert(lines.index("[Service]") + 1,
+                 "ExecStart=/opt/python/bin/python3 /opt/test/try.py /opt/test/other 15\n"
+                 "Environment=LD_LIBRARY_PATH=/opt/python/lib PYTHONPATH=/opt/appliance:/opt/packages")  # fmt: skip
+    box.run("sh", "-c", "cat > /run/systemd/system/trial.service <<'UNIT'\n" + "\n".join(lines) + "\nUNIT")
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "start", "--no-block", "trial.service")
+    end = time.monotonic() + 30
+    while (state(box).get("reject") or {}).get("configuration") in (good, None):
+        assert time.monotonic() < end, box.journal("trial.service")
+        select.select([], [], [], 0.1)
+    assert box.show("trial.service", "ControlGroup") == "/system.slice/system-appliance_usb.slice/trial.service"
+    box.run("systemctl", "kill", "-s", "KILL", "trial.service")
+    box.wait("trial.service", "Result", "signal")
+    end = time.monotonic() + 45
+    while [(state(box).get(role) or {}).get("configuration") for role in ("reject", "inspect", "report")] != [good] * 3:
+        assert time.monotonic() < end, f"{state(box)}\n{box.journal('appliance-settle.service')[-2000:]}"
+        select.select([], [], [], 0.1)
+    wait_up(box)
+    kept = json.loads(box.run("cat", "/var/lib/appliance/config/state.json"))
+    assert kept["trial"] is None and kept["owed"] is None
+    exported = box.run("appliance", "ledger", "export", "/var/lib/appliance/ledger.sqlite")
+    told = [json.loads(line) for line in exported.splitlines()]
+    returned = [one for one in told if one.get("event") == "configuration_returned"]
+    assert returned and returned[-1]["data"]["who"] == "settle"
 
 
 def test_another_configuration_ends_the_show_and_the_first_brings_it_back(box: Booted) -> None:
