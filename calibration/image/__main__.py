@@ -6,6 +6,7 @@ PINMUX.txt. A second run changes nothing. --dry-run only tells."""
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -32,6 +33,7 @@ _ARCHITECTURE = {"aarch64": "arm64", "x86_64": "amd64"}
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0; 2 where the tree, the package or the computer is not fit for it."""
     options = _options(arguments)
+    os.umask(0o022)  # what is written is the box's; a strict one of whoever types this would shut its users out
     try:
         with tempfile.TemporaryDirectory(prefix="appliance-image-") as share:
             _make(options, Path(share))

@@ -1,16 +1,18 @@
 """Runs commands inside a root file system of another processor, and leaves no trace of having been there.
 
-Each command gets a mount namespace of its own: /dev and /proc are bound into the rootfs, /tmp and /run are empty memory,
-and all of it is gone when the command ends, however it ends. /sys stays empty: it tells of this computer's processor, and
-onnxruntime for another one crashes on that. Programs of another processor need qemu-user and
-the kernel's word for it (binfmt_misc). Where this computer has registered that, it is used. Where not, and the kernel
-is 6.7 or newer, the command gets a user namespace with a registration of its own: nothing on this computer changes."""
+Each command gets namespaces of its own, for mounts and for processes: /dev and /proc are bound into the rootfs, /tmp and
+/run are empty memory, and all of it is gone when the command ends, however it ends, with whatever it started. /sys stays
+empty: it tells of this computer's processor, and onnxruntime for another one crashes on that. Programs of another
+processor need qemu-user and the kernel's word for it (binfmt_misc). Where this computer has registered that, it is used.
+Where not, and the kernel is 6.7 or newer, the command gets a user namespace with a registration of its own: nothing on
+this computer changes."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +41,9 @@ _ENVIRONMENT = {
 }
 _FROM_HERE = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL")  # the way out is this computer's, too
 
+# The first process of the namespace, with which all others end. It stays outside the chroot: by comparing its root with
+# theirs, programs in there (systemctl, maintainer scripts) see that they are in one.
+_FIRST = '"$@"; exit $?'
 # $1: the registration or "", then the command. `go` is read where a user namespace gets its users from outside first;
 # only a program started after that has root's rights in it.
 _REGISTER = r"""
@@ -130,20 +135,30 @@ class Inside:
         return _good(self._ended(enter, dict(os.environ), timeout_s), command, folder)
 
     def _ended(self, command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Done:
-        spaces = ["unshare", "--mount", *(["--user"] if self.registration else [])]
+        spaces = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", *(["--user"] if self.registration else [])]
         with subprocess.Popen(
-            [*spaces, "sh", "-c", _REGISTER, "register", self.registration, *command], env=environment, text=True,
-            errors="replace", stdin=subprocess.PIPE if self.registration else subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            [*spaces, "sh", "-c", _FIRST, "first", "sh", "-c", _REGISTER, "register", self.registration, *command],
+            env=environment, text=True, errors="replace", stdin=subprocess.PIPE if self.registration else subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,  # Ctrl-C is ours alone to answer
         ) as process:  # fmt: skip
             try:
                 if self.registration:
                     _give_users(process)
                 said, _ = process.communicate("go\n" if self.registration else None, timeout_s)
             except subprocess.TimeoutExpired:
-                process.kill()
                 raise ImageError(f"{' '.join(command[-3:])} did not end within {timeout_s:.0f} s") from None
+            finally:
+                _end(process)
         return Done(process.returncode, said)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Whatever still runs in its namespace ends with the first process there, and unshare when all of them have."""
+    if process.poll() is None:
+        first = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for one in [int(number) for number in first] or [process.pid]:
+            os.kill(one, signal.SIGKILL)
+        process.wait()  # Popen itself does not after a KeyboardInterrupt
 
 
 def _good(done: Done, command: Sequence[str], where: Path) -> str:

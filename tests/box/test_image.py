@@ -8,7 +8,9 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -433,6 +435,51 @@ def test_a_run_cut_short_after_any_step_ends_as_one_that_was_not(debian: Path, t
 def tree(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One tree for several tests: whatever was done to it before, the next run makes it as it is wanted."""
     return stand_in(tmp_path_factory.mktemp("tree"), debian)
+
+
+_WRITES_ON = "setsid sh -c 'while :; do sleep 98765; done' > /dev/null 2>&1 & exec sleep 98765"
+
+
+def _still_sleeping() -> list[str]:
+    found = []
+    for about in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += [about.parent.name] if b"sleep 98765" in about.read_bytes().replace(b"\0", b" ") else []
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+@needs_root_and_tools
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_command_that_was_given_up_leaves_nobody_writing(debian: Path, tmp_path: Path, interrupted: bool) -> None:
+    inside = Inside(debian, "x86_64", tmp_path)
+    if interrupted:
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt if interrupted else ImageError):
+        inside.run(["sh", "-c", _WRITES_ON], timeout_s=30 if interrupted else 1)
+    assert _still_sleeping() == []
+
+
+@needs_root_and_tools
+def test_a_command_sees_itself_in_proc_and_systemd_sees_that_it_is_in_a_chroot(debian: Path, tmp_path: Path) -> None:
+    ask = "readlink /proc/self/root; echo $$; cut -d ' ' -f 4 /proc/self/stat"
+    root, number, parent_of_cut = Inside(debian, "x86_64", tmp_path).must(["sh", "-c", ask]).split()
+    assert (root, number) == ("/", parent_of_cut)
+    assert Inside(debian, "x86_64", tmp_path).run(["systemd-detect-virt", "--chroot"]).code == 0
+
+
+@needs_root_and_tools
+@pytest.mark.timeout(300)
+def test_who_makes_the_image_may_be_as_strict_as_he_likes(tree: Path, tmp_path: Path) -> None:
+    folder = tree / "rootfs/etc/systemd/system/ssh.service.d"
+    shutil.rmtree(folder, ignore_errors=True)
+    before = os.umask(0o077)
+    try:
+        assert image(tree, small_deb(tmp_path / "deb", "0.6")) == 0
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 @needs_root_and_tools
