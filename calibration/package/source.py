@@ -67,13 +67,15 @@ def read_source(root: Path) -> Source:
 
 
 def _version(root: Path, version: str, commit: str, changed: tuple[str, ...]) -> str:
-    """Of a clean tree at its tag: as pyproject has it. Else by day, count and commit, so that a later one is newer."""
-    released = f"v{version}" in _git(root, "tag", "--points-at", commit).split()
-    if released and not changed:
+    """Of a clean tree at its tag: as pyproject has it. Else by day, count and commit, so that a later one is newer: ``~``
+    for what leads to that release, older than it, and ``+`` for what came after it while pyproject still names it."""
+    tag = f"v{version}"
+    if not changed and tag in _git(root, "tag", "--points-at", commit).split():
         return version
+    sign = "+" if tag in _git(root, "tag", "--merged", commit).split() else "~"
     day = _git(root, "log", "-1", "--format=%cd", "--date=format-local:%Y%m%d", env={"TZ": "UTC"}).strip()
     count = _git(root, "rev-list", "--count", commit).strip()
-    return f"{version}+git{day}.{count}.{commit[:_SHORT]}" + (".dirty" if changed else "")
+    return f"{version}{sign}git{day}.{count}.{commit[:_SHORT]}" + (".dirty" if changed else "")
 
 
 def _git(root: Path, *arguments: str, env: dict[str, str] | None = None) -> str:

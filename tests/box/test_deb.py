@@ -20,6 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from appliance.box import slots
 from appliance.box.app_bundle import verify
 from appliance.config.schema import Modbus, Mqtt, Station
 from appliance.model.kernel_images import SOURCES_FILE, sources_digest
@@ -117,7 +118,7 @@ def test_a_build_says_what_it_left_and_its_version_is_of_the_commit(two_builds: 
     said = two_builds[0].said
     assert hashlib.sha256(deb.read_bytes()).hexdigest() in said and "dirty" not in said
     version = field_of(deb, "Version")
-    assert re.fullmatch(r"[0-9.]+\+git20261124\.1\.[0-9a-f]{10}", version)
+    assert re.fullmatch(r"[0-9.]+~git20261124\.1\.[0-9a-f]{10}", version)
     assert deb.name == f"appliance_{version}_{ARCH}_py{HERE.replace('.', '')}.deb"
 
 
@@ -591,7 +592,7 @@ def small(tmp_path: Path) -> Path:
 
 def test_a_version_tells_release_commit_and_change(small: Path) -> None:
     commit(small)
-    assert re.fullmatch(r"1\.2\.3\+git20261124\.1\.[0-9a-f]{10}", read_source(small).version)
+    assert re.fullmatch(r"1\.2\.3~git20261124\.1\.[0-9a-f]{10}", read_source(small).version)
     subprocess.run(["git", "-C", str(small), "tag", "v1.2.3"], check=True, timeout=60)
     assert read_source(small).version == "1.2.3" and read_source(small).epoch == EPOCH
     (small / "appliance/two.py").write_text("")
@@ -600,6 +601,22 @@ def test_a_version_tells_release_commit_and_change(small: Path) -> None:
     (small / "build").mkdir()
     (small / "build/left.py").write_text("")
     assert read_source(small).files == (".gitignore", "appliance/one.py", "appliance/two.py", "pyproject.toml")
+
+
+def test_a_release_is_newer_than_what_led_to_it_and_older_than_what_came_after(small: Path) -> None:
+    commit(small)
+    versions = [read_source(small).version]
+    subprocess.run(["git", "-C", str(small), "tag", "v1.2.3"], check=True, timeout=60)
+    versions.append(read_source(small).version)
+    (small / "appliance/two.py").write_text("")
+    versions.append(read_source(small).version)
+    commit(small)
+    versions.append(read_source(small).version)
+    assert versions[1] == "1.2.3" and versions[3].startswith("1.2.3+git")
+    assert sorted(versions, key=slots.order) == versions
+    for older, newer in zip(versions, versions[1:]):
+        if shutil.which("dpkg"):
+            subprocess.run(["dpkg", "--compare-versions", older, "lt", newer], check=True, timeout=60)
 
 
 def test_a_tree_without_git_has_the_same_version_and_date_everywhere(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
