@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 _LAMPS = {
@@ -27,28 +27,49 @@ _ALARMS = {
 }
 
 
+_ANSWERED = ("stick_answered", "stick_not_written")  # RESULT.txt is on the stick, or never will be
+_LATER = {"device", "awaited"}  # what an earlier version did not remember: an update happens while a stick is in
+
+
 @dataclass(frozen=True)
 class Dialogue:
     """``lamp``: its pattern (off, on, slow, fast); ``alarms``: code -> text, raised until the stick is pulled; ``result``,
-    ``text``, ``at``: of the last thing that happened to a configuration, in words and at what wall time."""
+    ``text``, ``at``: of the last thing that happened to a configuration, in words and at what wall time. ``device``: whose lamp
+    it is, "" = nobody said; ``awaited``: the stick's answer is yet to be written, so it is not to be pulled whatever is known."""
 
     lamp: str = "off"
     alarms: dict[str, str] = field(default_factory=dict)
     result: str = ""
     text: str = ""
     at: str | None = None
+    device: str = ""
+    awaited: bool = False
 
     def heard(self, kind: str, data: dict[str, Any], at: str) -> Dialogue:
-        """After one more event. ``at_boot`` in its data: no stick had a part in it, so no lamp waits for one to be pulled."""
+        """After one more event. ``at_boot`` in its data: no stick had a part in it, so no lamp waits for one to be pulled;
+        ``device``: the stick's, where one is meant; ``answers``: stick_answered will follow; ``lamp``: the pattern then."""
+        if self._of_another(kind, str(data.get("device") or "")):
+            return self
         text = str(data.get("text") or "")
-        told = kind.startswith("configuration_") or kind == "stick_unreadable"
-        result, said, when = (kind.rpartition("configuration_")[2], text, at) if told else (self.result, self.text, self.at)
-        lamp, alarms = self.lamp, self.alarms
-        lamps = _LAMPS if lamp == "off" else {**_LAMPS, **_UPDATE_LAMPS}
-        if kind in lamps and not data.get("at_boot"):
-            lamp = lamps[kind]
-            alarms = {_ALARMS[kind]: text} if kind in _ALARMS else {}
-        return Dialogue(lamp, alarms, result, said, when)
+        after = self
+        if kind.startswith("configuration_") or kind == "stick_unreadable":
+            after = replace(self, result=kind.rpartition("configuration_")[2], text=text, at=at)
+        if kind in _ANSWERED and data.get("lamp") and self.lamp != "off":
+            return replace(after, lamp=str(data["lamp"]), awaited=False)
+        lamps = _LAMPS if self.lamp == "off" else {**_LAMPS, **_UPDATE_LAMPS}
+        if kind not in lamps or data.get("at_boot"):
+            return after
+        if kind in ("stick_inserted", "stick_unreadable", "stick_removed"):
+            device = "" if kind == "stick_removed" else str(data.get("device") or "")
+            after = replace(after, device=device, awaited=bool(data.get("answers")))
+        alarms = {_ALARMS[kind]: text} if kind in _ALARMS else {}
+        return replace(after, lamp="on" if after.awaited else lamps[kind], alarms=alarms)
+
+    def _of_another(self, kind: str, device: str) -> bool:
+        """Whether a stick is meant that lamp and alarms are not of."""
+        if not self.device or not device or device == self.device:
+            return False
+        return kind == "stick_removed" or kind == "stick_unreadable" and self.awaited
 
     def as_json(self) -> dict[str, Any]:
         """For reportd's own restart."""
@@ -57,6 +78,7 @@ class Dialogue:
 
 def remembered(value: Any) -> Dialogue:
     """The other way round; an empty one from what is none."""
-    if not isinstance(value, dict) or set(value) != {one.name for one in fields(Dialogue)}:
+    names = {one.name for one in fields(Dialogue)}
+    if not isinstance(value, dict) or not names - _LATER <= set(value) <= names:
         return Dialogue()
     return Dialogue(**value)

@@ -102,6 +102,13 @@ class _Told:
     text: str = ""
     head: str = ""
     by: str = ""
+    device: str = ""
+    enrolled: bool = False
+
+    @property
+    def went_well(self) -> bool:
+        """All that was asked for was done."""
+        return self.outcome not in ("refused", "returned") and not self.wrong
 
 
 # --- the dialogue -------------------------------------------------------------------------------------------
@@ -109,46 +116,64 @@ class _Told:
 
 def serve(source: Source, box: Box, out: TextIO, only_keys: bool = False) -> int:
     """One stick, from plugged in to RESULT.txt. ``only_keys``: enrol what lies in enrol/ and nothing else. Exit 0: applied, or
-    there was nothing to do; 2: refused, returned or unreadable. Raises OSError where the box's own disk fails."""
+    there was nothing to do; 2: refused, returned or unreadable, or the box's own disk failed. Raises OSError where that fails so
+    that not even what runs can be told."""
     box.data_dir.mkdir(parents=True, exist_ok=True)
     with _alone(box) as alone:
         if not alone:
             return _busy(source, box, out)
         who = f"stick {source.name}" if source.device else f"folder {source.name or source.place}"
-        _spool(box, "stick_inserted", {"who": who, "text": f"{who} is being read"})
+        told = _Told(by=who, device=str(source.device or ""))
+        text = f"{who} is being read"
+        _spool(box, "stick_inserted", {"who": who, "device": told.device, "answers": True, "text": text})
+        stuck = False
         try:
-            found = stick.read_stick(source, box.staging, box.clock, box.limits, box.calls)
-        except StickDead as why:
-            if not why.stuck:
-                shutil.rmtree(box.staging, ignore_errors=True)
-            return unreadable(box, who, str(why), out)
-        try:
-            told = _answered(found, box, who, is_box=source.device is not None, only_keys=only_keys)
-            files = _support(found, box, told)
+            files = _worked_on(source, box, told, only_keys)
             result = compose(_report(told, box))
-            _write_back(source, result, files, box, who)
-        except _Stopped:
-            log.warning("the box goes down in the middle of a trial; it is decided at the next start")
-            return 2
+            _write_back(source, result, files, box, who, told)
+        except StickDead as why:
+            stuck = why.stuck  # who hangs may yet write there
+            return unreadable(box, who, str(why), out, source.device)
         finally:
-            shutil.rmtree(box.staging, ignore_errors=True)
+            if not stuck:
+                shutil.rmtree(box.staging, ignore_errors=True)
     out.write(result.decode("utf-8").replace("\r\n", "\n"))
     return 2 if told.outcome in ("refused", "returned") else 0
 
 
-def unreadable(box: Box, who: str, why: str, out: TextIO) -> int:
-    """A stick that says nothing is told all the same. Exit 2. Raises OSError."""
+def unreadable(box: Box, who: str, why: str, out: TextIO, device: Path | None = None) -> int:
+    """A stick that says nothing is told all the same. Exit 2."""
     text = f"{who} cannot be read: {plain(why)}; nothing was changed: format it as FAT32 or exFAT on a computer and copy anew"
     log.error("%s", text)
-    _spool(box, "stick_unreadable", {"who": who, "why": why, "text": text})
+    _spool(box, "stick_unreadable", {"who": who, "device": str(device or ""), "why": why, "text": text})
     out.write(f"{text}\n")
     return 2
 
 
-def removed(box: Box, who: str) -> int:
+def removed(box: Box, who: str, device: Path | None = None) -> int:
     """The stick was pulled. Exit 0. Raises OSError."""
-    _spool(box, "stick_removed", {"who": who, "text": f"{who} was pulled"})
+    _spool(box, "stick_removed", {"who": who, "device": str(device or ""), "text": f"{who} was pulled"})
+    with _alone(box) as alone:
+        if alone:  # pulled before a trial, its dialogue was ended where it was
+            shutil.rmtree(box.staging, ignore_errors=True)
     return 0
+
+
+def _worked_on(source: Source, box: Box, told: _Told, only_keys: bool) -> list[Path]:
+    """Read it and do what it asks; ``told`` holds what came of it, however it ends. Returns what is written beside RESULT.txt.
+    Raises StickDead."""
+    try:
+        found = stick.read_stick(source, box.staging, box.clock, box.limits, box.calls)
+        _answered(found, box, told, is_box=source.device is not None, only_keys=only_keys)
+        return _support(found, box, told)
+    except _Stopped as why:
+        log.warning("%s", why)
+    except OSError as why:
+        log.error("the box's own disk fails: %s", why)
+        told.outcome, told.head = "refused", "FAILED - the box's own disk does not work; what runs stands below"
+        told.text = told.text or "the box's own disk failed before it was decided"
+        told.wrong.append(f"the box's own disk: {why}")
+    return []
 
 
 @contextmanager
@@ -164,6 +189,7 @@ def _alone(box: Box) -> Iterator[bool]:
     try:
         yield True
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that cannot be ended has it too, and would keep the lock
         os.close(descriptor)
 
 
@@ -176,9 +202,8 @@ def _busy(source: Source, box: Box, out: TextIO) -> int:
     return 2
 
 
-def _answered(found: Found, box: Box, who: str, is_box: bool, only_keys: bool) -> _Told:
-    """Do what the stick asks; whatever comes of it is in the ledger when this returns. Raises OSError."""
-    told = _Told(by=who)
+def _answered(found: Found, box: Box, told: _Told, is_box: bool, only_keys: bool) -> None:
+    """Do what the stick asks; whatever comes of it is in the ledger when this returns. Raises OSError, _Stopped."""
     told.found = [f"{path}, {size} bytes" for path, size in found.sizes.items() if not path.startswith(stick.BUNDLES)]
     told.found += _bundles_found(found)
     told.notes = list(found.notes)
@@ -186,10 +211,11 @@ def _answered(found: Found, box: Box, who: str, is_box: bool, only_keys: bool) -
         _answer(found, box, told, is_box, only_keys)
     except Refused as why:
         told.outcome, told.text, told.wrong = "refused", str(why), why.wrong
+        if told.enrolled:
+            told.head = "REFUSED - the keys are enrolled, the configuration was not taken"
         _spool(box, "configuration_refused", {
             "who": told.by, "old": _running(box), "why": str(why), "text": _sentence(why), "problems": why.wrong[:_EVENT_LINES],
         })  # fmt: skip
-    return told
 
 
 def _sentence(why: Refused) -> str:
@@ -270,6 +296,7 @@ def _enrol(keys: dict[str, bytes], box: Box, told: _Told) -> None:
     names = ", ".join(map(str, enrolled))
     told.text = f"enrolled: {names}; from now on only what one of them signed is the first configuration of this box"
     told.notes.append(f"enrolled: {names}")
+    told.enrolled = True
     listed = [{"name": key.name, "id": key.id} for key in enrolled]
     _spool(box, "keys_enrolled", {"who": told.by, "keys": listed, "text": told.text})
 
@@ -302,9 +329,7 @@ def _configuration(found: Found, box: Box, told: _Told, is_box: bool, keys: list
         told.text = f"the stick holds what runs already: revision {good.meta.revision}, generation {good.number}"
         _spool(box, "configuration_unchanged", {"who": told.by, "old": good.told(), "new": good.told(), "text": told.text})
         return
-    if new_keys:
-        _enrol(new_keys, box, told)
-    _apply(box, told, judged, running, is_box)
+    _apply(box, told, judged, running, is_box, new_keys)
 
 
 def _settled(box: Box) -> None:
@@ -400,14 +425,16 @@ def _same_as(good: Generation, folder: Path) -> bool:
 # --- applying -----------------------------------------------------------------------------------------------
 
 
-def _apply(box: Box, told: _Told, judged: Judgement, running: Station | None, is_box: bool) -> None:
-    """On trial, then kept or given up. Raises Refused, OSError."""
+def _apply(box: Box, told: _Told, judged: Judgement, running: Station | None, is_box: bool, keys: dict[str, bytes]) -> None:
+    """On trial, then kept or given up; ``keys``: enrolled with it. Raises Refused, OSError, _Stopped."""
     now_ns = box.clock.now_ns()
     why = judged.reason or "applied by a stick"
     meta = Meta(told.by, why, judged.revision, judged.station, box.clock.wall_us(now_ns), box.clock.quality())
     try:
         new = box.store.put(box.staging, meta)
         station = load(new.file, data_dir=box.data_dir)
+        if keys:  # last of all that may be refused
+            _enrol(keys, box, told)
     except (StoreError, ConfigError) as failed:
         raise Refused(f"it could not be stored: {failed}") from failed
     except OSError as failed:
@@ -427,7 +454,11 @@ def _station_runs(box: Box) -> bool:
 
 
 class _Stopped(Exception):
-    """The box goes down in the middle of a trial: whoever starts after it decides, for the trial was of this boot."""
+    """This process was asked to end in the middle of a trial, and the station is not there: the box goes down, or the stick was
+    pulled while reportd was. What ran before runs again after either."""
+
+    def __init__(self) -> None:
+        super().__init__("the stick was pulled, or the box switched off, while the station did not answer")
 
 
 @contextmanager
@@ -467,7 +498,7 @@ def _kept_unseen(box: Box, told: _Told, new: Generation, station: Station) -> No
 
 
 def _on_trial(box: Box, told: _Told, new: Generation, station: Station, running: Station | None) -> None:
-    """Raises Refused, OSError."""
+    """Raises Refused, OSError, _Stopped."""
     before = box.store.good
     roles = changed_roles(running, station, box.data_dir)
     try:
@@ -481,41 +512,58 @@ def _on_trial(box: Box, told: _Told, new: Generation, station: Station, running:
         raise Refused(f"the processes could not be asked to begin anew ({why.strerror}); restart the box and try again") from why
     log.info("generation %d is on trial; %s begin anew", new.number, ", ".join(sorted(roles)))
     trial = ConfigurationOnTrial(box.store, box.run_dir, box.data_dir, box.clock, who=told.by, at_boot=False)
-    why_not = decide(trial, box.run_dir, box.clock, box.wait)
+    try:
+        why_not = decide(trial, box.run_dir, box.clock, box.wait)
+    except _Stopped as why:
+        trial.give_up(str(why))
+        _returned(told, before, str(why))
+        raise
     after = box.store.good
     if after is not None and after.number == new.number:
         told.outcome = "applied"
         told.text = f"revision {new.meta.revision} runs as generation {new.number} and is kept"
         return
-    told.outcome, told.wrong = "returned", [f"on trial: {why_not or 'the trial was over before it was decided'}"]
-    told.text = _returned(box, before)
+    _returned(told, before, why_not or "the trial was over before it was decided")
+    if before is not None and (amiss := _not_back(box, before)):
+        told.text += f", but not well yet: {amiss}"
 
 
-def _returned(box: Box, before: Generation | None) -> str:
-    """What runs after a return, and whether it was seen to. Raises OSError."""
-    if before is None:
-        return "it was not kept, and there is none to go back to: every part is rejected until a configuration works"
+def _returned(told: _Told, before: Generation | None, why: str) -> None:
+    told.outcome, told.wrong = "returned", [f"on trial: {why}"]
+    told.text = "it was not kept, and there is none to go back to: every part is rejected until a configuration works"
+    if before is not None:
+        told.text = f"it was not kept; generation {before.number} (revision {before.meta.revision}) runs again"
+
+
+def _not_back(box: Box, before: Generation) -> str:
+    """What is amiss with it once it had time to come back, "" = nothing. Raises OSError, _Stopped."""
     until_ns = box.clock.now_ns() + box.back_ns
-    amiss = wait_healthy(lambda: read_state(box.run_dir), before.digest, None, until_ns, box.clock, box.wait)
-    told = f"generation {before.number} (revision {before.meta.revision}) runs again"
-    return f"it was not kept; {told}" if not amiss else f"it was not kept; {told}, but not well yet: {amiss}"
+    return wait_healthy(lambda: read_state(box.run_dir), before.digest, None, until_ns, box.clock, box.wait)
 
 
 # --- an update of the program -------------------------------------------------------------------------------
 
 
 def _update(found: Found, box: Box, told: _Told) -> None:
-    """After the configuration, which is settled by now. The update's own events are its room's; what came of it is told."""
+    """After the configuration, which is settled by now. The update's own events are its room's; what came of it is told. Raises
+    OSError, _Stopped."""
+    name = f"{stick.UPDATE}/{found.update}"
     with _to_its_end(box) as wait:
         install = box.install or partial(_installed, box)
-        went = install(box.staging / stick.UPDATE / found.update, told.by, wait)
+        try:
+            went = install(box.staging / name, told.by, wait)
+        except _Stopped as why:
+            told.wrong.append(f"{name} was not kept: {why}")
+            told.text, told.head = f"{told.text}; the update was not kept", ""
+            told.outcome = "returned"
+            raise
     told.notes.append(f"update: {went.text}")
     if went.result == "unchanged":  # a stick that was left in
         return
     if went.result == "applied":
         told.head = "APPLIED - the new version of the program is running; see below"
         return
-    told.wrong.append(f"{stick.UPDATE}/{found.update}: {went.text}")
+    told.wrong.append(f"{name}: {went.text}")
     told.text = f"{told.text}; the update was {'refused' if went.result == 'refused' else 'not kept'}"
     if told.outcome in ("served", "unchanged"):
         told.outcome, told.head = went.result, ""
@@ -604,12 +652,19 @@ def _support(found: Found, box: Box, told: _Told) -> list[Path]:
     return files
 
 
-def _write_back(source: Source, result: bytes, files: list[Path], box: Box, who: str) -> None:
-    """What cannot be written is told, and changes nothing of what was applied. Raises OSError of the box's disk."""
+def _write_back(source: Source, result: bytes, files: list[Path], box: Box, who: str, told: _Told | None = None) -> None:
+    """What cannot be written is told, and changes nothing of what was applied. Only now the lamp may say that the stick can be
+    pulled; without ``told`` it is another stick's."""
     try:
         failed = stick.write_stick(source, result, files, box.clock, box.limits)
     except StickDead as why:
         failed = str(why)
+    text = f"the answer is on {who}"
     if failed:
         log.warning("%s: %s", source.name or source.place, failed)
-        _spool(box, "stick_not_written", {"who": who, "text": f"the answer could not be written to {who}: {plain(failed)}"})
+        text = f"the answer could not be written to {who}: {plain(failed)}"
+    data: dict[str, Any] = {"who": who, "text": text}
+    if told is not None:
+        data |= {"device": told.device, "went": told.outcome, "lamp": "slow" if told.went_well else "fast"}
+    if failed or told is not None:
+        _spool(box, "stick_not_written" if failed else "stick_answered", data)

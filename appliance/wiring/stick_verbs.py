@@ -27,10 +27,10 @@ def usb(options: Namespace, out: TextIO, err: TextIO) -> int:
             return _manifest(_place(options, "the folder that holds bundles/"), out)
         box = box_of(options)
         if options.action == "removed":
-            return dialogue.removed(box, _called(options))
+            return dialogue.removed(box, _called(options), options.device)
         if options.action == "unreadable":
             why = options.why or (what_it_is(options.device) if options.device else "")
-            return dialogue.unreadable(box, _called(options), why or _NO_FILE_SYSTEM, out)
+            return dialogue.unreadable(box, _called(options), why or _NO_FILE_SYSTEM, out, options.device)
         return dialogue.serve(_source(options), box, out)
     except (OSError, ValueError) as why:
         err.write(f"{why}\n")

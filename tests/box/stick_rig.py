@@ -21,6 +21,7 @@ from appliance.box.stick import Source
 from appliance.box.store import Generation, Store, file_digest, tree_digest
 from appliance.clock import VirtualClock
 from appliance.paths import Paths
+from appliance.report.dialogue import Dialogue
 from appliance.wiring.stick import Box, serve
 from appliance.wiring.store import load_chosen
 from tests.box.sticks import Maker
@@ -113,6 +114,13 @@ class Rig:
 
     def kinds(self) -> list[str]:
         return [event["kind"] for event in self.events()]
+
+    def lamps(self) -> list[str]:
+        """Its pattern after each event, as reportd has it."""
+        told = [Dialogue()]
+        for event in self.events():
+            told.append(told[-1].heard(event["kind"], event["data"], ""))
+        return [one.lamp for one in told[1:]]
 
     def forget_events(self) -> None:
         shutil.rmtree(self.data / "spool", ignore_errors=True)

@@ -69,7 +69,8 @@ def assert_ends(kind: Kind, rig: Rig, folder: Path, code: int, before: dict[str,
     assert code == (2 if kind.ends == "refused" else 0)
     if kind.ends == "refused":
         assert text.startswith("Result: REFUSED - nothing was changed\n")
-        last = rig.events()[-1]
+        assert rig.kinds()[-1] in ("stick_answered", "stick_not_written") and rig.lamps()[-2:] == ["on", "fast"]
+        last = rig.events()[-2]
         assert last["kind"] == "configuration_refused" and last["data"]["text"]
 
 
@@ -123,7 +124,7 @@ def test_250_random_corruptions(chunk: int, box: str, request: pytest.FixtureReq
         else:
             assert code == 2 and rig.state() == before, (seed, damaged)
             assert result(folder).startswith("Result: REFUSED - nothing was changed\n"), (seed, damaged)
-            assert rig.events()[-1]["kind"] == "configuration_refused"
+            assert rig.kinds()[-2:] == ["configuration_refused", "stick_answered"]
         shutil.rmtree(folder)
     assert applied < 25
 

@@ -23,6 +23,7 @@ from appliance.box.child import ChildFailed, run_limited
 from appliance.box.signature import enrol
 from appliance.box.stick import Calls, Limits, Source, StickDead, name_of_device, read_stick, write_stick
 from appliance.clock import SystemClock, boottime_ns
+from appliance.report.dialogue import Dialogue, remembered
 from appliance.wiring import update
 from appliance.wiring.stick import Box, removed, serve, unreadable
 from tests.box.stick_rig import BUNDLE, ROOT, Rig, key, pem, result, yaml
@@ -75,8 +76,9 @@ def test_a_good_stick_runs_on_trial_is_kept_and_told(running: Rig, tmp_path: Pat
     assert running.serve(folder) == 0
     good = running.store.good
     assert good is not None and good.meta.revision == 6 and running.store.trial is None
-    assert running.kinds() == ["stick_inserted", "configuration_offered", "configuration_applied"]
-    applied = running.events()[-1]["data"]
+    assert running.kinds() == ["stick_inserted", "configuration_offered", "configuration_applied", "stick_answered"]
+    assert running.lamps() == ["on", "on", "on", "slow"]
+    applied = running.events()[-2]["data"]
     assert (applied["old"]["revision"], applied["new"]["revision"], applied["why"]) == (5, 6, "fewer false rejects")
     assert "author Ada" in applied["who"] and str(folder) in applied["who"]
     assert "recipes.cap-28mm.inspect[0].fail_at: 0.75 -> 0.6 (line 54)" in running.events()[1]["data"]["changed"]
@@ -101,7 +103,8 @@ def test_a_configuration_that_does_not_work_here_is_returned_and_the_old_one_see
     assert running.serve(folder) == 2
     assert running.store.good == before and running.store.trial is None
     assert before is not None and set(running.station.runs.values()) == {before.digest}
-    assert running.kinds() == ["stick_inserted", "configuration_offered", "configuration_returned"]
+    assert running.kinds() == ["stick_inserted", "configuration_offered", "configuration_returned", "stick_answered"]
+    assert running.lamps() == ["on", "on", "on", "fast"]
     text = result(folder)
     assert text.startswith("Result: RETURNED") and "camera top: no such device" in text
     assert "generation 1 (revision 5) runs again" in text
@@ -137,7 +140,7 @@ def test_what_runs_already_changes_nothing_and_nobody_begins_anew(running: Rig, 
     before = running.state()
     assert running.serve(tmp_path / "first") == 0
     assert running.state() == before and running.station.restarts == []
-    assert running.kinds() == ["stick_inserted", "configuration_offered", "configuration_unchanged"]
+    assert running.kinds() == ["stick_inserted", "configuration_offered", "configuration_unchanged", "stick_answered"]
     assert result(tmp_path / "first").startswith("Result: NOTHING TO CHANGE")
 
 
@@ -267,7 +270,7 @@ def test_a_size_that_lies_is_found_by_counting(running: Rig, tmp_path: Path, giv
     box = replace(running.box, clock=CLOCK, calls=Calls(read=read), limits=Limits(whole_s=10))
     assert running.serve(folder, box) == 2
     assert running.state() == before
-    assert running.kinds()[-1] == "configuration_refused" and word in result(folder)
+    assert running.kinds()[-2:] == ["configuration_refused", "stick_answered"] and word in result(folder)
     assert "appliance.yaml is said to have" in result(folder)
 
 
@@ -287,7 +290,8 @@ def test_pulled_during_the_trial_it_goes_on_to_its_end(running: Rig, tmp_path: P
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_switched_off_during_the_trial_it_ends_and_the_next_start_decides(running: Rig, tmp_path: Path) -> None:
+def test_pulled_while_the_trial_keeps_reportd_down_it_is_given_up(running: Rig, tmp_path: Path) -> None:
+    """As when the box is switched off: nobody can tell the two apart, and the old configuration is right after both."""
     assert running.station is not None
     folder, station = stick_of(tmp_path / "s", yaml(6)), running.station
 
@@ -299,8 +303,91 @@ def test_switched_off_during_the_trial_it_ends_and_the_next_start_decides(runnin
     station.each_step = off
     assert running.serve(folder) == 2
     assert running.store.good is not None and running.store.good.meta.revision == 5
-    assert running.store.trial is not None and not (folder / "RESULT.txt").exists()
-    assert running.kinds() == ["stick_inserted", "configuration_offered"]
+    assert running.store.trial is None and running.store.owed is None
+    assert running.kinds() == ["stick_inserted", "configuration_offered", "configuration_returned", "stick_answered"]
+    assert result(folder).startswith("Result: RETURNED") and "generation 1 (revision 5) runs again" in result(folder)
+    station.silent, station.each_step = False, lambda: None
+    station.step()
+    assert set(station.runs.values()) == {running.store.good.digest}
+
+
+def test_the_lamp_says_done_once_the_answer_is_written(running: Rig, tmp_path: Path) -> None:
+    folder = stick_of(tmp_path / "s", yaml(6))
+    assert running.serve(folder) == 0
+    last = sorted((running.data / "spool").iterdir())[-1]
+    assert last.stat().st_mtime_ns >= (folder / "RESULT.txt").stat().st_mtime_ns and running.lamps()[-2:] == ["on", "slow"]
+
+
+def test_an_answer_that_cannot_be_written_is_waited_for_no_longer(running: Rig, tmp_path: Path) -> None:
+    folder = stick_of(tmp_path / "s", yaml(6))
+    for name in ("RESULT.txt", "APPLIANCE-RESULT.txt"):
+        (folder / name).mkdir()
+    assert running.serve(folder) == 0 and running.lamps()[-2:] == ["on", "slow"]
+
+
+def test_pulling_a_second_stick_leaves_the_firsts_lamp_and_alarm(running: Rig, tmp_path: Path) -> None:
+    first = Source(stick_of(tmp_path / "s", yaml(6) + "x: 1\n"), Path("/dev/none1"))
+    assert serve(first, running.box, io.StringIO()) == 2  # there is no such device
+    assert running.lamps()[-1] == "fast"
+    assert removed(running.box, "stick none2", Path("/dev/none2")) == 0 and running.lamps()[-1] == "fast"
+    assert removed(running.box, "stick none1", Path("/dev/none1")) == 0 and running.lamps()[-1] == "off"
+
+
+def test_another_stick_that_cannot_be_read_waits_for_the_lamp_of_one_being_worked_on(running: Rig, tmp_path: Path) -> None:
+    told = Dialogue().heard("stick_inserted", {"device": "/dev/sda1", "answers": True}, "")
+    other = {"device": "/dev/sdb", "text": "no FAT"}
+    assert told.heard("stick_unreadable", other, "") == told
+    assert told.heard("stick_not_written", {"text": "a third, busy"}, "") == told
+    after = told.heard("stick_answered", {"lamp": "slow"}, "").heard("stick_unreadable", other, "")
+    assert (after.lamp, after.heard("stick_removed", {"device": "/dev/sda1"}, "").lamp) == ("fast", "fast")
+    assert after.heard("stick_removed", other, "").lamp == "off"
+
+
+def test_what_a_version_before_remembered_of_a_stick_still_counts() -> None:
+    """An update by stick: reportd begins anew while the lamp is on, and the old version's doer never says that it answered."""
+    old = {"lamp": "on", "alarms": {}, "result": "", "text": "", "at": None}
+    told = remembered(old).heard("update_applied", {}, "")
+    assert told.lamp == "slow" and told.heard("stick_removed", {"device": "/dev/sda1"}, "").lamp == "off"
+
+
+def test_what_was_copied_of_a_pulled_stick_is_cleared(running: Rig) -> None:
+    (running.data / "stick").mkdir()
+    (running.data / "stick/model.onnx").write_bytes(b"x")
+    removed(running.box, "stick sda1", Path("/dev/sda1"))
+    assert not (running.data / "stick").exists()
+
+
+def test_a_second_stick_that_is_pulled_leaves_the_firsts_copy(running: Rig, tmp_path: Path) -> None:
+    assert running.station is not None
+
+    def pull_another() -> None:
+        removed(running.box, "stick sdb1", Path("/dev/sdb1"))
+        assert (running.data / "stick/appliance.yaml").exists()
+
+    running.station.each_step = pull_another
+    assert running.serve(stick_of(tmp_path / "s", yaml(6))) == 0
+
+
+def test_a_child_that_cannot_be_ended_keeps_no_other_stick_waiting(running: Rig, tmp_path: Path) -> None:
+    """It was forked while the stick was worked on, and waits in the kernel for ever."""
+    assert running.station is not None
+    reading, writing = os.pipe()
+    children: list[int] = []
+
+    def fork_one_that_hangs() -> None:
+        if not children:
+            children.append(os.fork())
+            if children[0] == 0:
+                os.close(writing)
+                os.read(reading, 1)
+                os._exit(0)
+
+    running.station.each_step = fork_one_that_hangs
+    assert running.serve(stick_of(tmp_path / "s", yaml(6))) == 0
+    assert running.serve(stick_of(tmp_path / "t", yaml(7))) == 0, running.said
+    os.close(writing)
+    os.close(reading)
+    os.waitpid(children[0], 0)
 
 
 def test_two_sticks_at_once_are_one_after_the_other(running: Rig, tmp_path: Path) -> None:
@@ -328,7 +415,7 @@ def test_on_a_fresh_box_keys_come_first_and_with_a_configuration_that_they_signe
     (folder / "enrol" / "ada.pub").write_bytes(pem(key()))
     assert rig.serve(folder) == 0
     assert [path.name for path in (rig.data / "keys").iterdir()] == ["ada.pub"]
-    assert rig.kinds() == ["stick_inserted", "configuration_offered", "keys_enrolled", "configuration_applied"]
+    assert rig.kinds() == ["stick_inserted", "configuration_offered", "keys_enrolled", "configuration_applied", "stick_answered"]
     assert "enrolled: ada" in result(folder)
     assert rig.serve(folder) == 0  # again: they are enrolled already, and nothing is to change
     assert "enrolled already" in result(folder)
@@ -346,7 +433,7 @@ def test_keys_alone_are_enrolled_and_the_first_configuration_then_needs_one(rig:
     only = tmp_path / "keys"
     (only / "enrol").mkdir(parents=True)
     (only / "enrol" / "ada.pub").write_bytes(minisign_key(key()))
-    assert rig.serve(only, only_keys=True) == 0 and rig.kinds()[-1] == "stick_served"
+    assert rig.serve(only, only_keys=True) == 0 and rig.kinds()[-2:] == ["stick_served", "stick_answered"]
     assert rig.serve(stick_of(tmp_path / "unsigned", yaml(1))) == 2
     assert "takes signed configurations only" in result(tmp_path / "unsigned")
     assert rig.serve(signed(tmp_path / "signed", yaml(1))) == 0
@@ -491,7 +578,7 @@ def test_collect_brings_what_support_needs_and_no_secret(rig: Rig, tmp_path: Pat
     folder.mkdir()
     (folder / "collect").touch()
     assert rig.serve(folder) == 0, rig.said
-    assert rig.kinds()[-1] == "stick_served"
+    assert rig.kinds()[-2:] == ["stick_served", "stick_answered"] and rig.lamps()[-2:] == ["on", "slow"]
     (archive,) = folder.glob("support-*.tar.gz")
     with tarfile.open(archive) as found:
         held = {Path(one.name).name: found.extractfile(one).read() for one in found.getmembers()}  # type: ignore[union-attr]
@@ -522,6 +609,28 @@ def test_an_update_is_installed_after_the_configuration(running: Rig, tmp_path: 
     assert seen == [("appliance-2.bundle", b"an update", b"s" * 64, 6)]
     assert result(folder).startswith("Result: PARTLY") and "another processor" in result(folder)
     assert running.serve(folder, replace(running.box, install=install)) == 2  # now there is only the update to refuse
+
+
+def test_an_update_that_runs_already_lets_the_lamp_say_done(running: Rig, tmp_path: Path) -> None:
+    (tmp_path / "s/update").mkdir(parents=True)
+    (tmp_path / "s/update/appliance-2.bundle").write_bytes(b"an update")
+    box = replace(running.box, install=lambda *_given: update.Outcome("unchanged", "2 runs already"))
+    assert running.serve(tmp_path / "s", box) == 0
+    assert running.lamps()[-1] == "slow" and "2 runs already" in result(tmp_path / "s")
+
+
+def test_a_disk_that_fails_after_the_decision_is_answered_too(running: Rig, tmp_path: Path) -> None:
+    folder = stick_of(tmp_path / "s", yaml(6))
+    (folder / "RESULT.txt").write_text("Result: APPLIED - of another day\n")
+    (folder / "update").mkdir()
+    (folder / "update/appliance-2.bundle").write_bytes(b"an update")
+
+    def install(*_given: object) -> update.Outcome:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert running.serve(folder, replace(running.box, install=install)) == 2
+    assert result(folder).startswith("Result: FAILED - the box's own disk") and "Input/output error" in result(folder)
+    assert "revision 6, generation 2" in result(folder) and running.lamps()[-1] == "fast"
 
 
 def test_a_refused_configuration_lets_no_update_through(running: Rig, tmp_path: Path) -> None:
@@ -727,7 +836,7 @@ def test_a_file_whose_blocks_cannot_be_read(running: Rig, tmp_path: Path, ext4_s
     before = running.state()
     assert serve(source_of(device, tmp_path / "at"), running.box, io.StringIO()) == 2
     assert running.state() == before
-    told = running.events()[-1]["data"]["text"]
+    told = running.events()[1]["data"]["text"]
     assert "bundles/big/model.onnx cannot be read to its end" in told or "Input/output error" in told, told
 
 
@@ -895,7 +1004,7 @@ def test_the_verbs_and_their_exit_codes(tmp_path: Path) -> None:
     assert appliance("usb", "removed", "--device", "/dev/none1", *at).returncode == 0
     assert appliance("usb", "unreadable", "--device", "/dev/none1", *at).returncode == 2
     kinds = [json.loads(path.read_bytes())["kind"] for path in sorted((tmp_path / "data/spool").iterdir())]
-    assert kinds[-3:] == ["configuration_refused", "stick_removed", "stick_unreadable"]
+    assert kinds[-4:] == ["configuration_refused", "stick_answered", "stick_removed", "stick_unreadable"]
 
 
 def test_the_manifest_is_what_the_box_asks_for(tmp_path: Path) -> None:
