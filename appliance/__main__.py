@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from appliance.clock import SystemClock
 from appliance.notify import of_this_process
-from appliance.paths import Paths
+from appliance.paths import Paths, box_folders
 
 if TYPE_CHECKING:
     from appliance.wiring.store import Chosen
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", help="some of reject,inspect,report: one systemd unit each")
     run.add_argument("--run-dir", type=Path)
     run.add_argument("--data-dir", type=Path)
-    done = verb("settle", _settle, "at boot: decide what was left on trial, by the station's health")
+    done = verb("settle", _settle, "decide what was left on trial, by the station's health; at boot, and after a killed doer")
     done.add_argument("--store", type=Path, help="the configuration store; default config in the data folder")
     done.add_argument("--run-dir", type=Path)
     done.add_argument("--data-dir", type=Path)
@@ -289,18 +289,20 @@ def _update(options: argparse.Namespace) -> int:
 
 
 def _settle(options: argparse.Namespace) -> int:
+    from appliance.box.owner import become_owner
     from appliance.box.store import Store
     from appliance.wiring.settle import ConfigurationOnTrial, settle
     from appliance.wiring.update import application_on_trial
 
     try:
-        paths = _paths(options, "box")
-        store = Store(options.store or paths.data / "config")
-        configuration = ConfigurationOnTrial(store, paths.run, paths.data, SystemClock())
+        data, run = box_folders(options.data_dir, options.run_dir)
+        become_owner(data)
+        store = Store(options.store or data / "config")
+        configuration = ConfigurationOnTrial(store, run, data, SystemClock())
         configuration.refresh()
-        application = application_on_trial(paths.data, paths.run)
+        application = application_on_trial(data, run)
         with application.alone() as mine:
-            return settle([configuration, application] if mine else [configuration], paths.run, SystemClock())
+            return settle([configuration, application] if mine else [configuration], run, SystemClock())
     except OSError as why:
         sys.stderr.write(f"what is on trial cannot be decided: {why}\n")
         return 2
