@@ -5,6 +5,7 @@ they are: bounded in time and memory, last in line for the processor, and never 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import resource
@@ -22,7 +23,7 @@ from typing import Any
 
 from appliance.box import launch, slots
 from appliance.box.again import ROLES, begin_anew
-from appliance.box.app_bundle import BundleRefused, Manifest, unpack
+from appliance.box.app_bundle import MANIFEST, BundleRefused, Manifest, altered, read_manifest, unpack
 from appliance.box.durable import boot_id, fsync_folder, fsync_tree, read_json, write_json
 from appliance.box.health import read_state
 from appliance.box.slots import Owed, Seen, Stamp, State, Step
@@ -32,6 +33,8 @@ PREFLIGHT_S = 900  # a rehearsal of 50 parts takes 10 s of one laptop core, most
 PREFLIGHT_BYTES = 2 << 30  # private memory, stacks of threads included; 136 MB were seen in use
 COMPILE_S = 1800  # some thousand modules, on what the station leaves over of a core
 TOLD_CHARACTERS = 600
+RESULT = "RESULT.txt"  # what every version writes to a stick, whatever comes of it
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # <linux/prctl.h>
 
 
 class UpdateFailed(Exception):
@@ -62,9 +65,14 @@ Child = Callable[[Sequence[str], dict[str, str], Path, float, int], str]
 
 def bounded(command: Sequence[str], environment: dict[str, str], folder: Path, seconds: float, most_bytes: int) -> str:
     """Run ``command`` in ``folder``; "" where it ended with 0, else its last words. It gets what the station leaves over of
-    the processor, so many ``seconds`` and ``most_bytes`` of memory, and takes its children with it."""
+    the processor, so many ``seconds`` and ``most_bytes`` of memory, none of the rights to mount that a stick's unit has, and
+    takes its children with it. Raises UpdateFailed where it could not be limited, OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)  # before the fork: loading takes locks
 
     def limit() -> None:
+        # Without them execve() leaves a user who is not root no capability at all.
+        if libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "ambient capabilities")
         os.nice(19)
         with suppress(PermissionError):  # a unit that may not ask for it is last in line by its own settings
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -73,10 +81,13 @@ def bounded(command: Sequence[str], environment: dict[str, str], folder: Path, s
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 10,) * 2)  # its end, should this process be killed
 
     with tempfile.TemporaryFile() as words:  # a pipe would fill, or make us read without end
-        child = subprocess.Popen(
-            command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words,
-            preexec_fn=limit, start_new_session=True,
-        )  # fmt: skip
+        try:
+            child = subprocess.Popen(
+                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words,
+                preexec_fn=limit, start_new_session=True,
+            )  # fmt: skip
+        except subprocess.SubprocessError as why:  # all that is told of a ``limit`` that failed
+            raise UpdateFailed(f"a program of the new version could not be limited, so it was not run: {why}") from why
         ended = False
         try:
             ended = _ends_within(child.pid, seconds)
@@ -106,8 +117,8 @@ def _ends_within(pid: int, seconds: float) -> bool:
 @dataclass
 class Doer:
     """``configuration``: what the station runs now, for the new version to look at; ``who`` asks for what is done, and
-    ``why``; ``tell``: leaves an event for the ledger, on disk when it returns; ``boot``, ``now_ns`` (CLOCK_BOOTTIME) and
-    ``child`` are the machine's own unless told."""
+    ``why``; ``tell``: leaves an event for the ledger, on disk when it returns; ``busy``: what else is on trial, in words, "" =
+    nothing; ``boot``, ``now_ns`` (CLOCK_BOOTTIME) and ``child`` are the machine's own unless told."""
 
     places: Places
     configuration: Path | None = None
@@ -118,6 +129,7 @@ class Doer:
     who: str = ""
     why: str = ""
     tell: Callable[[Owed], None] = lambda owed: None
+    busy: Callable[[], str] = lambda: ""
 
     # --- looking --------------------------------------------------------------------------------------------
 
@@ -226,12 +238,27 @@ class Doer:
             station.write_bytes(_shipped_station(slot) + b"\nengine: cpu\n")
             rehearsal = ("rehearse", "--fast", "--parts", "50", "-c", str(station))
             self._must_pass(slot, environment, "does not pass its own rehearsal here", *rehearsal)
+            self._must_take_a_stick(slot, environment, Path(home))
 
     def _must_pass(self, slot: Path, environment: dict[str, str], otherwise: str, *arguments: str) -> None:
         command = [sys.executable, *launch.command(*arguments)[1:]]
         said = self.child(command, environment, slot, PREFLIGHT_S, PREFLIGHT_BYTES)
         if said:
             raise UpdateFailed(f"the new version {otherwise}: {said}")
+
+    def _must_take_a_stick(self, slot: Path, environment: dict[str, str], home: Path) -> None:
+        """As the stick's unit calls it, with a folder and a box of its own: a version that is healthy and deaf to sticks could
+        never be replaced. Raises UpdateFailed."""
+        stick = home / "stick"
+        stick.mkdir()
+        (stick / "appliance.yaml").write_bytes(_shipped_station(slot))
+        box = ("--data-dir", str(home / "data"), "--run-dir", str(home / "run"))
+        command = [sys.executable, *launch.command("usb", "apply", str(stick), *box)[1:]]
+        said = self.child(command, environment, slot, PREFLIGHT_S, PREFLIGHT_BYTES)
+        answered = (stick / RESULT).is_file()
+        if said or not answered:
+            result = " ".join((stick / RESULT).read_text("utf-8", "replace").split()) if answered else f"it wrote no {RESULT}"
+            raise UpdateFailed(f"the new version takes no stick here: {said}{': ' if said else ''}{result[:TOLD_CHARACTERS]}")
 
     def _stamp(self, step: Step) -> None:
         manifest = self._offered().manifest
@@ -241,8 +268,13 @@ class Doer:
     def _begin_trial(self, step: Step) -> None:
         if not self.places.run.is_dir():
             raise UpdateFailed(f"no station runs here (no folder {self.places.run}); start it, then install the bundle anew")
-        seen = self.seen()
-        self._write(slots.with_trial(self.state(), seen, step.name, seen.now_ns + slots.TRIAL_NS, self.who, self.why))
+        before, seen = self.state(), self.seen()
+        self._write(slots.with_trial(before, seen, step.name, seen.now_ns + slots.TRIAL_NS, self.who, self.why))
+        # Once more, for filling took minutes; after the write, so that of two who begin at once not both pass the other by.
+        # Nobody was asked to begin anew yet.
+        if busy := self.busy():
+            self._write(before)
+            raise UpdateFailed(busy)
 
     def _again(self, _step: Step) -> None:
         if self.places.run.is_dir():  # else nobody runs, and who starts chooses rightly
@@ -258,7 +290,27 @@ class Doer:
         self._write(slots.without_trial(self.state(), self.seen(), step.why, step.name == slots.CUT_SHORT))
 
     def _go_back(self, step: Step) -> None:
+        if step.name in launch.SLOTS and (other := self._not_as_installed(step.name)):
+            self._unstamp(step)
+            raise UpdateFailed(
+                f"slot {step.name} is not as it was installed ({other}) and is not used any more; ask again for what is left, or "
+                "install its bundle anew"
+            )
         self._write(slots.gone_back(self.state(), self.seen(), step.name, self.who, self.why))
+
+    def _not_as_installed(self, slot: str) -> str:
+        """What is amiss with it, "" = nothing. Nobody looks at the health of what is gone back to, and it may have lain there for
+        years."""
+        place = self.places.slots / slot
+        try:
+            manifest = read_manifest((place / MANIFEST).read_bytes())
+            if manifest.digest != self.seen().stamps[slot].digest:
+                return MANIFEST
+            return altered(place, manifest) or ""
+        except BundleRefused:
+            return MANIFEST
+        except OSError as why:
+            return str(why)
 
     def _tell(self, _step: Step) -> None:
         """After a cut between the two, once more."""

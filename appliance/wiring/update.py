@@ -85,7 +85,12 @@ class Site:
     def doer(self, who: str = "", why: str = "") -> Doer:
         """For all that is done on behalf of ``who``. Raises OSError."""
         chosen = self.store.choose().generation
-        return Doer(self.places, chosen.file if chosen else None, child=self.child, who=who, why=why, tell=self.tell)
+        file = chosen.file if chosen else None
+        return Doer(self.places, file, child=self.child, who=who, why=why, tell=self.tell, busy=self.busy)
+
+    def busy(self) -> str:
+        """What else is on trial, in words; "" = nothing. Raises OSError."""
+        return "a configuration is on trial; wait until that is decided" if self.store.trial_holds() else ""
 
     def tell(self, owed: Owed) -> None:
         """Raises OSError."""
@@ -112,15 +117,6 @@ def install(site: Site, bundle: Path, who: str, why: str, force: bool = False, s
         return _refused(site, doer, bundle.name, "", str(failed))
 
 
-def offer_update(path: Path, who: str, why: str = "stick", data: Path | None = None, run: Path | None = None) -> Outcome:
-    """``install`` for whoever found a bundle, a stick's reader: never raises for what a file or the disk can bring about."""
-    site = site_of(data, run)
-    try:
-        return install(site, path, who, why)
-    except OSError as failed:
-        return Outcome("refused", f"{path.name}: the update could not be made: {failed}")
-
-
 def _install(site: Site, doer: Doer, bundle: Path, force: bool, say: Callable[[str], None]) -> Outcome:
     doer.do_all(slots.settling(doer.state(), doer.seen()))  # what an earlier one left behind
     new = ""
@@ -142,7 +138,7 @@ def _install(site: Site, doer: Doer, bundle: Path, force: bool, say: Callable[[s
         _fill(doer, slot, say)
     except (BundleRefused, UpdateFailed, SignatureError, OSError) as why:
         return _refused(site, doer, bundle.name, new, str(why))
-    return _try(site, doer, slot, say)
+    return _try(site, doer, slot, remark, say)
 
 
 def _must_fit(site: Site, doer: Doer, manifest: Manifest, mode: Mode, force: bool) -> None:
@@ -151,8 +147,7 @@ def _must_fit(site: Site, doer: Doer, manifest: Manifest, mode: Mode, force: boo
     state, seen = doer.state(), doer.seen()
     on_trial = state.trial is not None and state.trial.holds(seen.boot_id, seen.now_ns)
     free = 0 if on_trial else doer.free(slots.target(state, seen))  # on trial: no slot is idle, and that is the refusal
-    busy = "a configuration is on trial; wait until that is decided" if site.store.trial_holds() else ""
-    box = slots.Box(python, arch, read_facts().l4t, free, mode == "require", busy)
+    box = slots.Box(python, arch, read_facts().l4t, free, mode == "require", site.busy())
     refusal = slots.refusal(manifest, state, seen, box, force)
     if refusal:
         raise UpdateFailed(refusal)
@@ -182,7 +177,7 @@ def _fill(doer: Doer, slot: str, say: Callable[[str], None]) -> None:
 _STAGES = {"unpack": "the idle slot is filled", "compile": "compiled", "preflight": "the new version rehearses here"}
 
 
-def _try(site: Site, doer: Doer, slot: str, say: Callable[[str], None]) -> Outcome:
+def _try(site: Site, doer: Doer, slot: str, remark: str, say: Callable[[str], None]) -> Outcome:
     old, new = _running(doer), doer.seen().identity_of(slot)
     before = _amiss(site)
     on_trial = ApplicationOnTrial(doer)
@@ -196,7 +191,8 @@ def _try(site: Site, doer: Doer, slot: str, say: Callable[[str], None]) -> Outco
         on_trial.give_up("the update was interrupted", cut_short=True)
         raise
     if not why:
-        return Outcome("applied", f"{new} runs and is kept, in place of {old}", old, new)
+        kept = f"{new} runs and is kept, in place of {old}"
+        return Outcome("applied", f"{kept}; {remark}" if remark else kept, old, new)
     also = f" (before the update it was not healthy either: {before})" if before else ""
     return Outcome("returned", f"{new} was not kept: {why}{also}; {_running(doer)} runs again", old, new)
 
@@ -239,17 +235,19 @@ def signature_mode(site: Site) -> Mode:
 
 
 def _signature(site: Site, bundle: Path, manifest: Manifest, mode: Mode) -> str:
-    """What a person should know of it, in words. Raises UpdateFailed (``require``), SignatureError, OSError."""
+    """What a person should know of it, in words. Raises UpdateFailed, SignatureError, OSError."""
     if mode == "off":
         return ""
-    raw = _signature_of(bundle)
+    raw, wrong = _signature_of(bundle), False
     if raw is None:
         text = f"it is not signed (no {bundle.name}{SIGNATURES[0]} beside it)"
     else:
         found = verify_signature(manifest.raw, raw, enrolled(site.data / "keys"))
         if found.outcome == "good":
             return found.text
-        text = found.text
+        text, wrong = found.text, found.outcome in ("mismatch", "unreadable")
+    if wrong and mode == "warn":  # the bundle is not what its author signed, by accident or not
+        raise UpdateFailed(f"{text}; a wrong signature is worse than none: copy bundle and signature anew, or sign its manifest")
     if mode == "require":
         raise UpdateFailed(f"{text}, and signature: require takes only what an enrolled key has signed; sign its manifest")
     return f"warning: {text}"
@@ -466,7 +464,8 @@ def update_verb(options: Any, out: TextIO, err: TextIO) -> int:
                 options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             return 0
         become_owner(site.data)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a trial that is interrupted is given up, not left
+        for number in (signal.SIGTERM, signal.SIGHUP):  # a trial that is interrupted is given up, not left
+            signal.signal(number, signal.default_int_handler)
         who = options.who or "person " + (os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.getuid()))
         if options.action == "return":
             outcome = come_back(site, who, options.why or "by hand")

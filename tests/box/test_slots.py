@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,13 @@ def test_the_list_of_failures_ends() -> None:
 # --- doing it, with the power cut after every step ---------------------------------------------------------
 
 
+def _good_child(command: Sequence[str], *_rest: Any) -> str:
+    """Every program of a new slot ends well, and answers a stick."""
+    if "apply" in command:
+        Path(command[command.index("apply") + 1], "RESULT.txt").write_text("Result: KEPT")
+    return ""
+
+
 @dataclass
 class Bench:
     """A box's disk in a folder: ``root`` is what the power is cut for; the bundles lie outside of it."""
@@ -249,7 +256,7 @@ class Bench:
 
     def doer(self) -> Doer:
         places = Places(self.slots, self.root.parent / "run", self.root.parent / "package")
-        return Doer(places, None, lambda: self.boot, lambda: self.now_ns, lambda *_: "", who="test", tell=self.told.append)
+        return Doer(places, None, lambda: self.boot, lambda: self.now_ns, _good_child, who="test", tell=self.told.append)
 
     def install(self, version: str, healthy: bool = True, stop_before_health: bool = False) -> None:
         """All that wiring/update.py does, without asking the station."""
@@ -591,6 +598,40 @@ def test_what_a_program_left_running_ends_with_it(tmp_path: Path) -> None:
     except ProcessLookupError:
         return  # gone already
     assert select.select([process], [], [], 20)[0], "it runs on"
+
+
+_WITH_A_RIGHT = """
+import os, re, sys
+from pathlib import Path
+from appliance.box.slots_doer import bounded
+def rights(text): return re.findall("Cap(?:Prm|Eff|Amb):.([0-9a-f]+)", text)
+program = "import sys; sys.exit(''.join(line for line in open('/proc/self/status') if line.startswith('Cap')))"
+told = bounded([sys.executable, "-I", "-c", program], dict(os.environ), Path("/"), 30, 1 << 30)
+print(*rights(open("/proc/self/status").read()), *rights(told))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv: it gives a right away")
+def test_a_program_of_a_new_slot_has_none_of_the_rights_of_a_sticks_unit() -> None:
+    """The unit mounts the stick by an ambient CAP_SYS_ADMIN, which every program that it starts would have."""
+    root = Path(launch.__file__).parents[2]
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    command = ["setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all,+sys_admin", "--ambient-caps=-all,+sys_admin",
+               launch.PYTHON, "-c", _WITH_A_RIGHT]  # fmt: skip
+    environment = {"PATH": os.defpath, "PYTHONPATH": f"{root}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+    if "ImportError" in done.stderr or "ModuleNotFoundError" in done.stderr:
+        pytest.skip(f"{launch.PYTHON} cannot import this tree and its packages as another user")
+    assert done.returncode == 0, done.stderr
+    assert [int(one, 16) for one in done.stdout.split()] == [1 << 21] * 3 + [0] * 3
+
+
+def test_a_program_that_cannot_be_limited_is_not_run(tmp_path: Path) -> None:
+    """By a limit above what this process may have."""
+    program = f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()"
+    with pytest.raises(UpdateFailed, match="could not be limited, so it was not run"):
+        bounded([sys.executable, "-I", "-c", program], dict(os.environ), tmp_path, 30.0, 1 << 63)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_program_of_a_new_slot_comes_last_in_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -80,18 +81,23 @@ class Station:
 
 @dataclass
 class Children:
-    """Stands in for the programs of a new slot. ``says``: what one answers, by a word of its command."""
+    """Stands in for the programs of a new slot. ``says``: what one answers, by a word of its command; ``result``: what it
+    writes to a stick, ``mute``: nothing."""
 
     says: dict[str, str] = field(default_factory=dict)
     ran: list[list[str]] = field(default_factory=list)
     environments: list[dict[str, str]] = field(default_factory=list)
     rehearsed: str = ""
+    result: str = "Result: KEPT"
+    mute: bool = False
 
     def __call__(self, command: Sequence[str], environment: dict[str, str], *_rest: Any) -> str:
         self.ran.append(list(command))
         self.environments.append(environment)
         if "rehearse" in command:
             self.rehearsed = Path(command[-1]).read_text()
+        if "apply" in command and not self.mute:
+            Path(command[command.index("apply") + 1], "RESULT.txt").write_text(self.result)
         return next((said for word, said in self.says.items() if word in command), "")
 
 
@@ -165,7 +171,8 @@ def test_a_healthy_version_is_kept_and_nothing_begins_anew_after_that(bench: Ben
     bundle = bench.bundle("0.2.0")
     outcome = bench.install(bundle)
     digest = manifest_of(bundle).digest[7:19]
-    assert outcome == Outcome("applied", f"0.2.0 a {digest} runs and is kept, in place of 0.1.0 packaged",
+    unsigned = "warning: it is not signed (no appliance_0.2.0.bundle.sig beside it)"
+    assert outcome == Outcome("applied", f"0.2.0 a {digest} runs and is kept, in place of 0.1.0 packaged; {unsigned}",
                               "0.1.0 packaged", f"0.2.0 a {digest}")  # fmt: skip
     assert set(bench.station.runs.values()) == {f"0.2.0 a {digest}"} and bench.station.restarts == 6
     for _ in range(50):
@@ -275,7 +282,8 @@ def test_what_does_not_fit_is_refused_before_it_is_unpacked(bench: Bench) -> Non
 
 @pytest.mark.parametrize(
     ("word", "words"),
-    [("check", "refuses the running configuration"), ("rehearse", "does not pass its own rehearsal here")],
+    [("check", "refuses the running configuration"), ("rehearse", "does not pass its own rehearsal here"),
+     ("apply", "takes no stick here")],
 )
 def test_a_version_that_fails_its_preflight_never_runs_and_is_tried_twice(bench: Bench, word: str, words: str) -> None:
     bench.configure()
@@ -296,14 +304,50 @@ def test_the_preflight_looks_at_what_runs_and_leaves_the_stations_folders_alone(
     monkeypatch.setenv("STATE_DIRECTORY", str(bench.site.data))
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
     bench.install(bench.bundle("0.2.0"))
-    compiled, checked, rehearsed = bench.children.ran
+    compiled, checked, rehearsed, applied = bench.children.ran
     assert compiled[1:4] == ["-I", "-m", "compileall"]
     assert checked[-2:] == ["check", str(bench.site.store.good.file if bench.site.store.good else "")]
     assert rehearsed[3:7] == ["rehearse", "--fast", "--parts", "50"]
+    assert applied[3:5] == ["usb", "apply"] and "--device" not in applied
+    home = Path(bench.children.environments[3]["HOME"])
+    assert all(Path(applied[applied.index(word) + 1]).parent == home for word in ("apply", "--data-dir", "--run-dir"))
     assert bench.children.rehearsed == "# appliance/twin/station.yaml of 0.2.0\n\nengine: cpu\n"  # the GPU is the station's
     for environment in bench.children.environments[1:]:
         assert not {"STATE_DIRECTORY", "RUNTIME_DIRECTORY", "NOTIFY_SOCKET"} & set(environment)
         assert environment["PYTHONPATH"].startswith(str(bench.station.slots / "a:")) and environment["HOME"] != os.environ["HOME"]
+
+
+def test_a_version_that_says_nothing_to_a_stick_never_runs(bench: Bench) -> None:
+    """It would run, be healthy, and never be reached again."""
+    bench.children.mute = True
+    text = bench.install(bench.bundle("0.2.0")).text
+    assert "takes no stick here: it wrote no RESULT.txt" in text and bench.chosen() == "0.1.0"
+    bench.children.mute, bench.children.result = False, "Result: REFUSED\nthe disk is full"
+    bench.children.says = {"apply": "exit 2"}
+    assert "takes no stick here: exit 2: Result: REFUSED the disk is full" in bench.install(bench.bundle("0.3.0")).text
+
+
+def test_a_configuration_that_goes_on_trial_while_an_update_is_prepared_is_seen_before_its_own_trial(bench: Bench) -> None:
+    """The preflight takes minutes, and a stick's trial begins meanwhile: each would be judged by the other's health."""
+    source = bench.folder / "configuration"
+    source.mkdir()
+    (source / "appliance.yaml").write_text(SHIPPED.read_text())
+    store = bench.site.store
+    new = store.put(source, Meta("ada", "why", 1, "s", 0, "synced"))
+
+    class Slow(Children):
+        def __call__(self, command: Sequence[str], *rest: Any) -> str:
+            if "rehearse" in command:
+                store.begin_trial(new, boottime_ns() + 10**12)
+            return super().__call__(command, *rest)
+
+    site = replace(bench.site, child=Slow())
+    outcome = update.install(site, bench.bundle("0.2.0"), "ada", "")
+    assert outcome.result == "refused" and "a configuration is on trial" in outcome.text
+    assert bench.chosen() == "0.1.0" and bench.site.doer().state().trial is None and bench.site.doer().state().failed == ()
+    assert not list(bench.site.run.glob("again-*")) and bench.events()[-1][0] == "update_refused"
+    store.give_up()
+    assert bench.install(bench.folder / "appliance_0.2.0.bundle").result == "applied"
 
 
 def test_a_configuration_on_trial_refuses_an_update_and_an_update_says_that_it_is_on_trial(bench: Bench) -> None:
@@ -377,6 +421,29 @@ def test_warn_tells_and_off_says_nothing(bench: Bench, mode: str, told: bool) ->
     said: list[str] = []
     outcome = update.install(bench.site, bench.bundle("0.2.0"), "ada", "", say=said.append)
     assert outcome.result == "applied" and any("it is not signed" in text for text in said) == told
+    assert ("warning: it is not signed" in outcome.text) == told, "the stick's RESULT.txt is made of this"
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_warn_takes_no_wrong_signature_which_is_more_than_none(bench: Bench, keys: bool) -> None:
+    """As for a configuration: by accident or not, it is not what its author signed."""
+    bench.configure("warn")
+    if keys:
+        bench.enrol()
+    stranger, bundle = Ed25519PrivateKey.generate(), bench.bundle("0.2.0")
+    for raw in (b"no signature", *([stranger.sign(manifest_of(bundle).raw)] if keys else [])):
+        Path(f"{bundle}.sig").write_bytes(raw)
+        outcome = bench.install(bundle)
+        assert outcome.result == "refused" and "a wrong signature is worse than none" in outcome.text
+        assert bench.children.ran == [] and bench.chosen() == "0.1.0"
+
+
+def test_warn_takes_and_tells_of_a_signature_that_nobody_can_check(bench: Bench) -> None:
+    bench.configure("warn")
+    bundle = bench.bundle("0.2.0")
+    sign(Ed25519PrivateKey.generate(), bundle)
+    outcome = bench.install(bundle)
+    assert outcome.result == "applied" and "warning: it is signed, and no key is enrolled" in outcome.text
 
 
 def test_without_a_configuration_the_enrolled_keys_say_what_is_required(bench: Bench) -> None:
@@ -480,6 +547,19 @@ def test_back_by_hand_is_to_what_proved_itself_before_then_to_the_package(bench:
     assert bench.chosen() == "0.3.0"  # the other one, which proved itself too
 
 
+@pytest.mark.parametrize("harm", ["altered", "gone", "manifest"])
+def test_a_slot_that_rotted_since_it_proved_itself_is_not_gone_back_to(bench: Bench, harm: str) -> None:
+    """Nobody looks at the health of what a person goes back to."""
+    bench.install(bench.bundle("0.2.0"))
+    bench.install(bench.bundle("0.3.0"))
+    victim = bench.station.slots / "a" / {"manifest": "manifest.json"}.get(harm, "models/model.onnx")
+    victim.unlink() if harm == "gone" else victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    outcome = update.come_back(bench.site, "ada", "")
+    assert outcome.result == "refused" and victim.name in outcome.text and "not as it was installed" in outcome.text
+    assert bench.chosen() == "0.3.0"
+    assert update.come_back(bench.site, "ada", "").new == "0.1.0 packaged", "asked again: what is left"
+
+
 ARMED = """Current rootfs slot: A
 Active rootfs slot: A
 num_slots: 2
@@ -578,11 +658,23 @@ def test_the_verb_tells_and_its_exit_code_says_how_it_went(bench: Bench, capsys:
     assert main(["update", "return", *folders]) == 2 and "none to go back to" in capsys.readouterr().err
 
 
-def test_a_stick_is_answered_whatever_it_brings(bench: Bench) -> None:
+def test_whatever_is_brought_is_answered(bench: Bench) -> None:
     for path in (bench.folder / "gone.bundle", bench.folder, Path("/dev/null"), Path("/proc/1/mem")):
-        outcome = update.offer_update(path, "stick 4711", data=bench.site.data, run=bench.site.run)
+        outcome = update.install(bench.site, path, "stick 4711", "")
         assert outcome.result == "refused" and path.name in outcome.text
     assert {data["who"] for _kind, data in bench.events()} == {"stick 4711"}
+
+
+def test_a_person_whose_terminal_goes_away_gives_the_update_up() -> None:
+    """SIGHUP, as when a network falls: the trial is ended as by Ctrl-C, not left to nobody."""
+    program = """
+import os, signal, sys
+from appliance.__main__ import main
+from appliance.wiring import update
+update.install = lambda *_: os.kill(os.getpid(), signal.SIGHUP) or signal.pause()
+sys.exit(main(["update", "install", "x.bundle", "--data-dir", "/tmp", "--run-dir", "/tmp"]))
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=SHIPPED.parents[2], timeout=30).returncode == 130
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it becomes another user")
@@ -610,6 +702,11 @@ def test_root_becomes_the_owner_of_the_stations_folders(bench: Bench) -> None:
         assert done.returncode == 2 and "take the one for" in done.stderr
         made = [*(folder / "data").rglob("*")]
         assert made and {path.stat().st_uid for path in made} == {65534}
+        shutil.rmtree(folder / "data/slots")  # as a factory reset does
+        done = python(None, "-m", "appliance", "settle", *folders)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "data/slots/lock").exists()
+        assert {path.stat().st_uid for path in (folder / "data").rglob("*")} == {65534}
 
 
 # --- with this very tree -----------------------------------------------------------------------------------
@@ -636,3 +733,8 @@ def test_this_tree_as_a_bundle_passes_its_own_preflight(bench: Bench) -> None:
     write(tree, bench.folder / "broken.bundle", "0.9.1", ARCH, PYTHON)
     outcome = update.install(replace(bench.site, child=bounded), bench.folder / "broken.bundle", "ada", "")
     assert outcome.result == "refused" and "SyntaxError" in outcome.text and bench.chosen() == "0.9.0"
+    (tree / "appliance/inspect/judge.py").write_bytes((root / "appliance/inspect/judge.py").read_bytes())
+    (tree / "appliance/wiring/stick_verbs.py").write_text("def usb(*_):\n    raise RuntimeError('no stick any more')\n")
+    write(tree, bench.folder / "deaf.bundle", "0.9.2", ARCH, PYTHON)
+    outcome = update.install(replace(bench.site, child=bounded), bench.folder / "deaf.bundle", "ada", "")
+    assert outcome.result == "refused" and "no stick any more" in outcome.text and bench.chosen() == "0.9.0"
