@@ -281,6 +281,14 @@ def test_a_trial_whose_doer_was_killed_is_ended_while_the_station_runs(box: Boot
     assert returned and returned[-1]["data"]["who"] == "settle"
 
 
+def test_settle_by_hand_acts_on_the_box_and_leaves_nothing_of_roots(box: Booted) -> None:
+    """After a factory reset too: a lock of root's could not be opened by the station's user."""
+    box.run("rm", "-rf", "/var/lib/appliance/slots")
+    box.run("env", "HOME=/tmp/home-of-root", "appliance", "settle", timeout_s=120)
+    assert box.run("stat", "-c", "%U", "/var/lib/appliance/slots", "/var/lib/appliance/slots/lock").split() == ["appliance"] * 2
+    assert "No such file" in box.run("ls", "/tmp/home-of-root", check=False)
+
+
 def test_another_configuration_ends_the_show_and_the_first_brings_it_back(box: Booted) -> None:
     wait_up(box)
     box.run("mv", "/var/lib/appliance/config/generations", "/var/lib/appliance/config/elsewhere")
