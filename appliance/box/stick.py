@@ -80,11 +80,6 @@ class Found:
         """The signature's file, "" = none."""
         return next((name for name in SIGNATURES if name in self.sizes), "")
 
-    @property
-    def asks(self) -> bool:
-        """Whether anything on it is for us."""
-        return bool(self.sizes or self.collect or self.keys or self.update or self.problems)
-
 
 class StickDead(Exception):
     """It cannot be read (or written) at all: why, in words. ``stuck``: who waits for it cannot be ended either."""
@@ -145,8 +140,16 @@ def _in_child(source: Source, work: Callable[[Callable[[], None]], Any], clock: 
     except ChildFailed as why:
         raise StickDead(f"the stick does not answer: {why}", why.stuck) from why
     except OSError as why:
-        more = mount.what_it_is(source.device) if source.device and why.errno == errno.EINVAL else ""
+        more = looks_like(source.device, clock, limits.stall_s) if source.device and why.errno == errno.EINVAL else ""
         raise StickDead("; ".join(filter(None, (why.strerror or str(why), more)))) from why
+
+
+def looks_like(device: Path, clock: Clock, within_s: float = Limits().stall_s) -> str:
+    """What a stick that cannot be mounted may be, in words; "" = its first sectors cannot be read or say nothing."""
+    try:
+        return str(run_limited(lambda _moved: mount.what_it_is(device), clock, within_s))
+    except (ChildFailed, OSError):
+        return ""
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -162,7 +165,7 @@ class _Copy:
     def __init__(self, place: Path, staging: Path, limits: Limits, calls: Calls, moved: Callable[[], None]) -> None:
         self._place, self._staging, self._limits, self._calls, self._moved = place, staging, limits, calls, moved
         self._found = Found()
-        self._bytes = self._files = 0
+        self._bytes = self._bundle_bytes = self._files = 0
         self._room = max(0, calls.free(staging) - limits.reserve_bytes) // 2  # here, and once more in the store
 
     def all(self) -> Found:
@@ -273,8 +276,9 @@ class _Copy:
         if kind is not None and stat.S_ISDIR(kind.st_mode):
             self._tree(folder, name, f"{where}/{name}", depth + 1)
             return
-        left = self._limits.bundle_bytes - self._bytes
+        left = self._limits.bundle_bytes - self._bundle_bytes
         self._take(folder, name, left, where, f"with it {BUNDLES} holds more than {self._limits.bundle_bytes >> 20} MiB in all")
+        self._bundle_bytes += self._found.sizes.get(f"{where}/{name}", 0)
 
     def _asks_collect(self, root: int) -> bool:
         kind = self._kind(root, COLLECT)
@@ -320,6 +324,19 @@ class _Copy:
         if not stat.S_ISREG(kind.st_mode) or kind.st_size != told:
             self._wrong(f"{path} changed while it was read; leave the stick alone until its lamp blinks")
             return None
+        try:
+            got = self._copied(descriptor, path, told)
+        except OSError as why:  # the stick's own became _Left
+            (self._staging / path).unlink(missing_ok=True)  # the ledger needs the room
+            raise _Left(f"the box's disk did not take {path} ({why.strerror}); free some room, images take most") from why
+        if got != told:
+            more = "more" if got > told else f"only {got}"
+            self._wrong(f"{path} is said to have {told} bytes and gives {more}: the stick is damaged; copy it anew")
+            return None
+        return got
+
+    def _copied(self, descriptor: int, path: str, told: int) -> int:
+        """How much it gave, at most a byte more than ``told``. Raises _Left where the stick fails, OSError of the box's disk."""
         target = self._staging / path
         target.parent.mkdir(parents=True, exist_ok=True)
         got = 0
@@ -334,10 +351,6 @@ class _Copy:
                 out.write(part)
                 got += len(part)
                 self._moved()
-        if got != told:
-            more = "more" if got > told else f"only {got}"
-            self._wrong(f"{path} is said to have {told} bytes and gives {more}: the stick is damaged; copy it anew")
-            return None
         return got
 
     def _kind(self, folder: int, name: str) -> os.stat_result | None:

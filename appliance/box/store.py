@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from appliance.box.durable import (
     write_json,
 )
 from appliance.clock import boottime_ns
+
+log = logging.getLogger("appliance.store")
 
 KEPT = 5  # generations, beside the good one
 CONFIGURATION = "appliance.yaml"
@@ -235,7 +238,17 @@ class Store:
             self._write(_State(state.good, state.trial))
 
     def prune(self) -> None:
-        """Remove all but the newest KEPT, the good one and what is on trial. Raises OSError."""
+        """Remove all but the newest KEPT, the good one and what is on trial. What cannot be removed is told in the log,
+        and undoes nothing of what was decided."""
+        try:
+            self._prune()
+        except OSError as why:
+            log.warning("old configurations could not be cleared away: %s", why)
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _prune(self) -> None:
+        """Raises OSError."""
         with self._locked():
             state = self._state()
             kept = {state.good, int(state.trial.what) if state.trial else None}
@@ -248,8 +261,6 @@ class Store:
             for entry in list(self._generations.iterdir()):
                 if not _is_name(entry.name):
                     shutil.rmtree(entry)
-
-    # --- inside ---------------------------------------------------------------------------------------------
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -11,31 +11,41 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from appliance.box.child import ChildFailed, run_limited
 from appliance.box.words import without_secrets
+from appliance.ports import Clock
 
 PIECE_BYTES = 8 << 20
 IMAGES_BYTES = 64 << 20
+PIECE_S = 45.0  # a driver or a disk may hang; a ledger of months takes minutes to be verified
 _COMMAND_S = 20.0
 _UNITS = ("rejectd", "inspectd", "reportd", "appliance-settle", "appliance-usb@*")
 
 Piece = Callable[[], str]
 
 
-def collect(place: Path, name: str, pieces: Mapping[str, Piece], images: Path, images_bytes: int = IMAGES_BYTES) -> list[Path]:
-    """``NAME.tar.gz`` of all ``pieces`` (file name -> its text) in ``place``, and ``NAME-images.tar`` of the newest images, if
-    there are any. Raises OSError of ``place``."""
+def collect(
+    place: Path, name: str, pieces: Mapping[str, Piece], images: Path, clock: Clock, images_bytes: int = IMAGES_BYTES,
+    piece_s: float = PIECE_S,
+) -> list[Path]:  # fmt: skip
+    """``NAME.tar.gz`` of all ``pieces`` (file name -> its text), each made within ``piece_s`` seconds, in ``place``, and
+    ``NAME-images.tar`` of the newest images, if there are any and up to ``images_bytes``. Raises OSError of ``place``."""
     place.mkdir(parents=True, exist_ok=True)
     first = place / f"{name}.tar.gz"
     with tarfile.open(first, "w:gz") as archive:
         for file, piece in pieces.items():
-            _add(archive, f"{name}/{file}", _text_of(piece))
+            _add(archive, f"{name}/{file}", _text_of(piece, clock, piece_s))
     chosen = list(newest(images, images_bytes))
     if not chosen:
         return [first]
     second = place / f"{name}-images.tar"
     with tarfile.open(second, "w") as archive:
         for path in chosen:
-            _add(archive, f"{name}-images/{path.relative_to(images).as_posix()}", path.read_bytes())
+            try:
+                content = path.read_bytes()
+            except OSError:  # gone meanwhile, or on a bad block
+                continue
+            _add(archive, f"{name}-images/{path.relative_to(images).as_posix()}", content)
     return [first, second]
 
 
@@ -85,12 +95,14 @@ def logs() -> dict[str, Piece]:
     }
 
 
-def _text_of(piece: Piece) -> bytes:
+def _text_of(piece: Piece, clock: Clock, within_s: float) -> bytes:
     try:
-        text = piece()
+        text = str(run_limited(lambda _moved: piece()[-PIECE_BYTES:], clock, within_s))
+    except ChildFailed as why:
+        text = f"not finished: {why}\n"
     except (OSError, ValueError) as why:  # a bundle without one piece is worth more than none; its place says why
         text = f"this could not be collected: {type(why).__name__}: {why}\n"
-    return without_secrets(text[-PIECE_BYTES:]).encode("utf-8", "backslashreplace")
+    return without_secrets(text).encode("utf-8", "backslashreplace")
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

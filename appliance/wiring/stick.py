@@ -29,6 +29,7 @@ from appliance.box.slots_doer import application_on_trial
 from appliance.box.spool import spool_event
 from appliance.box.stick import Calls, Found, Limits, Source, StickDead
 from appliance.box.store import Generation, Meta, Store, StoreError, file_digest, tree_digest
+from appliance.box.support import IMAGES_BYTES
 from appliance.box.words import plain
 from appliance.clock import boottime_ns
 from appliance.config import ConfigError, Station, load
@@ -48,7 +49,7 @@ JUDGE_S = 300.0  # its unit gives it less than half of a core
 _TEXT_PROBLEMS = 3  # in the sentence for ledger and broker; all stand in RESULT.txt
 _EVENT_LINES = 50
 _SEEN_NS = 20_000_000_000  # reportd writes its state every second, but for while it begins anew
-SUPPORT_S = 180.0
+SUPPORT_S = 600.0  # every piece of it has a limit of its own
 
 
 # (bundle, on whose behalf, how to wait) -> how it went
@@ -629,24 +630,29 @@ def _state_told(told: Any, name: str) -> str:
 
 
 def _support(found: Found, box: Box, told: _Told) -> list[Path]:
-    """In a child: a sensor's driver, a disk or a log may hang. Raises OSError of the box's disk."""
+    """In a child: a disk may hang. What cannot be made is told, and undoes nothing of what was decided."""
     if not found.collect:
         return []
     from appliance.wiring.support import collect_support
 
-    good, place = box.store.good, box.staging / "support"
-
-    def work(_moved: Callable[[], None]) -> list[str]:
-        return [str(path) for path in collect_support(place, good, box.run_dir, box.data_dir, box.clock)]
-
+    place = box.staging / "support"
     try:
+        good, room = box.store.good, max(0, box.calls.free(box.staging) - box.limits.reserve_bytes)
+
+        def work(_moved: Callable[[], None]) -> list[str]:
+            return list(map(str, collect_support(place, good, box.run_dir, box.data_dir, box.clock, min(room, IMAGES_BYTES))))
+
         files = [Path(one) for one in run_limited(work, box.clock, SUPPORT_S)]
-    except ChildFailed as why:
-        told.notes.append(f"the support bundle could not be made: {why}")
+        sizes = [path.stat().st_size for path in files]
+    except (ChildFailed, OSError) as why:
+        shutil.rmtree(place, ignore_errors=True)  # the ledger needs the room
+        told.notes.append(f"the support bundle could not be made: {getattr(why, 'strerror', None) or why}")
         return []
-    for path in files:
+    if room < IMAGES_BYTES:
+        told.notes.append(f"of the stored images at most {room >> 20} MiB: the box's disk has no room to copy more of them")
+    for path, size in zip(files, sizes):
         told.notes.append(
-            f"{path.name}, {path.stat().st_size} bytes, is written after this file; if it is not there or shorter, the stick was "
+            f"{path.name}, {size} bytes, is written after this file; if it is not there or shorter, the stick was "
             "full or was pulled too early"
         )
     return files

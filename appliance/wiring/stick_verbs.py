@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TextIO
 
 from appliance.box import manifest, stick
-from appliance.box.mount import what_it_is
 from appliance.box.owner import become_owner
 from appliance.box.signature import SignatureError, enrolled
 from appliance.box.stick import Source
@@ -29,7 +28,7 @@ def usb(options: Namespace, out: TextIO, err: TextIO) -> int:
         if options.action == "removed":
             return dialogue.removed(box, _called(options), options.device)
         if options.action == "unreadable":
-            why = options.why or (what_it_is(options.device) if options.device else "")
+            why = options.why or (stick.looks_like(options.device, box.clock) if options.device else "")
             return dialogue.unreadable(box, _called(options), why or _NO_FILE_SYSTEM, out, options.device)
         return dialogue.serve(_source(options), box, out)
     except (OSError, ValueError) as why:

@@ -26,8 +26,10 @@ from appliance.report.record import payload
 _ENTRIES = 5000  # of the ledger, the newest
 
 
-def collect_support(place: Path, good: Generation | None, run_dir: Path, data_dir: Path, clock: Clock) -> list[Path]:
-    """The files, in ``place``. Raises OSError of the box's disk."""
+def collect_support(
+    place: Path, good: Generation | None, run_dir: Path, data_dir: Path, clock: Clock, images_bytes: int
+) -> list[Path]:  # fmt: skip
+    """The files, in ``place``, with at most ``images_bytes`` of images. Raises OSError of the box's disk."""
     paths = Paths(run_dir, data_dir)
     when = datetime.fromtimestamp(clock.wall_us(clock.now_ns()) // 1_000_000, timezone.utc).strftime("%Y%m%d-%H%M%S")
     station = good.meta.station.split("/")[-1] if good else "unconfigured"
@@ -42,7 +44,7 @@ def collect_support(place: Path, good: Generation | None, run_dir: Path, data_di
         "ledger-newest.jsonl": _of_ledger(lambda: _newest_entries(paths.ledger_file)),
         **support.logs(),
     }
-    return support.collect(place, f"support-{station}-{when}", pieces, paths.image_dir)
+    return support.collect(place, f"support-{station}-{when}", pieces, paths.image_dir, clock, images_bytes)
 
 
 def _versions() -> str:

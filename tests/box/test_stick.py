@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from appliance.box import mount, stick
+from appliance.box import manifest, mount, stick, support
 from appliance.box.child import ChildFailed, run_limited
 from appliance.box.signature import enrol
 from appliance.box.stick import Calls, Limits, Source, StickDead, name_of_device, read_stick, write_stick
@@ -670,6 +670,121 @@ def small_stick(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.fixture
+def small_disk(rig: Rig) -> Iterator[Path]:
+    """The box's, of 2 MiB."""
+    rig.data.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(rig.data)], check=True)
+    yield rig.data
+    subprocess.run(["umount", str(rig.data)], check=True)
+
+
+def _with_a_lie(rig: Rig) -> Box:
+    """Full before anybody could see it coming."""
+    return replace(rig.box, calls=Calls(free=lambda _place: 1 << 40))
+
+
+@AS_ROOT
+def test_a_full_disk_of_the_box_is_not_blamed_on_the_stick(rig: Rig, small_disk: Path, tmp_path: Path) -> None:
+    folder = stick_of(tmp_path / "s", yaml(1))
+    (folder / "bundles/big").mkdir(parents=True)
+    (folder / "bundles/big/model.onnx").write_bytes(bytes(3 << 20))
+    assert rig.serve(folder, _with_a_lie(rig)) == 2
+    text = " ".join(result(folder).split())
+    assert "the box's disk did not take bundles/big/model.onnx (No space left on device)" in text and "FAT32" not in text
+    assert "configuration_refused" in rig.kinds() and not (small_disk / "stick").exists()
+
+
+@AS_ROOT
+def test_keys_of_a_configuration_that_the_disk_does_not_take_are_not_enrolled(
+    rig: Rig, small_disk: Path, tmp_path: Path
+) -> None:
+    folder = signed(tmp_path / "s", yaml(1, "require").replace("bundle: cap-28mm", "bundle: mine"))
+    (folder / "enrol").mkdir()
+    (folder / "enrol/ada.pub").write_bytes(pem(key()))
+    shutil.copytree(BUNDLE, folder / "bundles/mine")  # 1.3 MiB: once on the disk, and not twice
+    named = manifest.as_yaml(manifest.digests("mine", folder / "bundles/mine"))
+    raw = (folder / "appliance.yaml").read_bytes() + named.encode()
+    (folder / "appliance.yaml").write_bytes(raw)
+    (folder / "appliance.yaml.sig").write_bytes(key().sign(raw))
+    assert rig.serve(folder, _with_a_lie(rig)) == 2
+    assert "the box's disk did not take it (No space left on device)" in " ".join(result(folder).split())
+    assert not (rig.data / "keys").exists() and "keys_enrolled" not in rig.kinds()
+
+
+@AS_ROOT
+def test_a_support_bundle_that_the_disk_does_not_take_is_told(rig: Rig, small_disk: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (folder / "collect").touch()
+    (folder / "RESULT.txt").write_text("Result: APPLIED - of another day\n")
+    with Filler(small_disk / "filler") as stream:
+        while stream.write(b"x" * 4096):
+            stream.flush()
+    assert rig.serve(folder, _with_a_lie(rig)) == 0
+    assert "the support bundle could not be made: No space left on device" in " ".join(result(folder).split())
+
+
+def test_a_support_bundle_leaves_the_ledger_its_room(rig: Rig, tmp_path: Path) -> None:
+    (rig.data / "images").mkdir(parents=True)
+    (rig.data / "images/17-top.jpg").write_bytes(b"\xff\xd8" * 100)
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (folder / "collect").touch()
+    box = replace(rig.box, calls=Calls(free=lambda _place: Limits().reserve_bytes + 100))
+    assert rig.serve(folder, box) == 0
+    assert list(folder.glob("support-*.tar.gz")) and not list(folder.glob("support-*-images.tar"))
+    assert "of the stored images at most 0 MiB" in " ".join(result(folder).split())
+
+
+def test_an_image_that_goes_while_it_is_collected_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "there.jpg").write_bytes(b"x")
+    monkeypatch.setattr(support, "newest", lambda *_given: iter([images / "gone.jpg", images / "there.jpg"]))
+    _texts, second = support.collect(tmp_path / "out", "s", {}, images, CLOCK, support.IMAGES_BYTES)
+    with tarfile.open(second) as found:
+        assert found.getnames() == ["s-images/there.jpg"]
+
+
+def test_a_piece_that_does_not_end_says_so_and_the_others_come(tmp_path: Path) -> None:
+    def whole_ledger() -> str:
+        while True:
+            pass
+
+    pieces = {"ledger-verify.txt": whole_ledger, "versions.txt": lambda: "1"}
+    (first,) = support.collect(tmp_path / "out", "s", pieces, tmp_path / "images", CLOCK, 0, piece_s=0.3)
+    with tarfile.open(first) as found:
+        held = {one.name: found.extractfile(one).read() for one in found.getmembers()}  # type: ignore[union-attr]
+    assert held == {"s/ledger-verify.txt": b"not finished: it took longer than 0.3 s\n", "s/versions.txt": b"1"}
+
+
+@AS_ROOT
+def test_what_cannot_be_cleared_away_undoes_no_configuration(running: Rig, tmp_path: Path) -> None:
+    stuck = running.data / "config/generations/000000.gone"
+    stuck.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(stuck)], check=True)
+    try:
+        assert running.serve(stick_of(tmp_path / "s", yaml(6))) == 0
+    finally:
+        subprocess.run(["umount", str(stuck)], check=True)
+    assert result(tmp_path / "s").startswith("Result: APPLIED")
+
+
+def test_an_update_takes_nothing_of_the_models_limit(running: Rig, tmp_path: Path) -> None:
+    folder = stick_of(tmp_path / "s", yaml(6))
+    (folder / "update").mkdir()
+    (folder / "update/appliance-2.bundle").write_bytes(bytes(6000))
+    (folder / "bundles/big").mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / "bundles/big" / name).write_bytes(bytes(3000))
+    limits = Limits(bundle_bytes=6000)
+    assert read_stick(Source(folder), tmp_path / "staging", CLOCK, limits).problems == []
+    (folder / "bundles/big/c").write_bytes(b"x")
+    (told,) = read_stick(Source(folder), tmp_path / "staging", CLOCK, limits).problems
+    assert "bundles/big/c has 1 bytes" in told
+
+
 @AS_ROOT
 def test_a_full_stick_does_not_undo_what_was_applied(running: Rig, small_stick: Path) -> None:
     Maker(yaml(6), BUNDLE).write(small_stick)
@@ -849,6 +964,21 @@ def test_a_device_of_another_file_system_is_unreadable_in_words(
     event = running.events()[-1]
     assert event["kind"] == "stick_unreadable"
     assert "FAT" in event["data"]["text"] or "this kernel cannot read vfat" in event["data"]["text"]
+
+
+@AS_ROOT
+def test_what_it_looks_like_is_looked_at_in_a_child(
+    tmp_path: Path, ext4_stick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first sectors wait for ever, as a dead stick's do."""
+    device = ext4_stick(stick_of(tmp_path / "s", yaml(6)))
+    reading, writing = os.pipe()
+    monkeypatch.setattr(mount, "what_it_is", lambda _device: os.read(reading, 1).decode())
+    with pytest.raises(StickDead, match="^(no FAT or exFAT file system is on it|this kernel cannot read vfat)$"):
+        read_stick(Source(tmp_path / "at", device), tmp_path / "staging", CLOCK, Limits(stall_s=0.3))
+    assert stick.looks_like(device, CLOCK, 0.3) == ""
+    os.close(reading)
+    os.close(writing)
 
 
 def test_what_is_no_device_is_not_mounted(tmp_path: Path) -> None:
