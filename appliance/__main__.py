@@ -258,7 +258,12 @@ def _twin(options: argparse.Namespace) -> int:
         from appliance.twin import show
 
         scenario = show.scenario_of(station, paths, options.ppm, options.seed)
-        return show.show(scenario, lambda: chosen_digest(options.file, station.digest) != station.digest, of_this_process())
+
+        def anew() -> dict[str, object]:
+            return show.scenario_of(_chosen(options, ())[0].station, paths, options.ppm, options.seed)
+
+        played = show.Played(scenario, station.digest, lambda seen: chosen_digest(options.file, seen), anew)
+        return show.show(scenario, played.is_over, of_this_process())
     except (ConfigError, ValueError, OSError) as why:
         sys.stderr.write(f"{why}\n")
         return 2

@@ -227,7 +227,7 @@ class Alarm(Message, frozen=True):
 class Status(Message, frozen=True):
     """How the station stands, every 200 ms and at each change. ``in_flight`` = parts numbered and not yet
     handed to reportd as PartClosed; ``alive_ns`` = when rejectd's loop last ran; ``configuration``, ``version`` as in
-    InspectState."""
+    InspectState; ``inputs_lost``: role -> why, of inputs that give no edges now."""
 
     state: StateName
     reason: str
@@ -243,6 +243,7 @@ class Status(Message, frozen=True):
     line_stop: bool
     configuration: str = ""
     version: str = ""
+    inputs_lost: dict[str, str] = {}  # noqa: RUF012  msgspec copies it
 
 
 # --- reportd -> rejectd, inspectd -------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What a process tells systemd of itself, sd_notify(3) in a few lines: ready, its status, that its loop turns.
 
-Never waits: what the manager's socket does not take at once is told again (READY) or newer the next time (the rest).
+Never waits: what the manager's socket does not take at once is told again (READY, another limit) or newer the next time.
 Without NOTIFY_SOCKET, as on a laptop, nothing is told and nothing fails."""
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Notifier:
         self.watchdog_s = _watchdog_s(environment, pid) if self._socket else None
         """How long the manager waits for a sign of life; None: nobody watches."""
         self._next_ns = 0
-        self._owed = b""
+        self._owed: dict[str, bytes] = {}
+        """Words that the manager has to have: told again until it took them."""
         self._status = ""
         self._failed = 0
         """errno of the last refusal, so that each is logged once."""
@@ -37,8 +38,7 @@ class Notifier:
     def ready(self, status: str) -> None:
         """The unit is up. Told until the manager has it."""
         self._status = _one_line(status)
-        self._owed = f"READY=1\nSTATUS={self._status}".encode()
-        self._pay()
+        self._owe("READY", f"READY=1\nSTATUS={self._status}")
 
     def status(self, text: str) -> None:
         """For `systemctl status`, in words, when it changed."""
@@ -61,7 +61,7 @@ class Notifier:
             return
         self.watchdog_s = limit_s
         self._next_ns = 0
-        self._tell(f"WATCHDOG_USEC={round(limit_s * 1e6)}\nWATCHDOG=1".encode())
+        self._owe("WATCHDOG_USEC", f"WATCHDOG_USEC={round(limit_s * 1e6)}\nWATCHDOG=1")
 
     def extend(self, seconds: float) -> None:
         """A start or stop may take so much longer, from now."""
@@ -76,9 +76,14 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
+    def _owe(self, name: str, words: str) -> None:
+        self._owed[name] = words.encode()
+        self._pay()
+
     def _pay(self) -> None:
-        if self._tell(self._owed):
-            self._owed = b""
+        for name, words in list(self._owed.items()):
+            if self._tell(words):
+                del self._owed[name]
 
     def _tell(self, words: bytes) -> bool:
         """Whether it was taken, or there is nobody."""

@@ -156,6 +156,25 @@ def test_a_full_socket_costs_no_time_and_ready_is_told_once_there_is_room(tmp_pa
     heard.close()
 
 
+def test_another_limit_is_told_until_the_manager_has_it(tmp_path: Path) -> None:
+    heard = Manager(str(tmp_path / "notify"))
+    told = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}, 7)
+    fillers = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(8)]
+    for filler in fillers:
+        filler.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                filler.sendto(b"X=1", str(tmp_path / "notify"))
+    told.watchdog(180.0)
+    told.watchdog(20.0)
+    heard.read()
+    told.alive(10**9)
+    assert heard.read() == ["WATCHDOG_USEC=20000000\nWATCHDOG=1", "WATCHDOG=1"], "the newest limit, and no older one"
+    for filler in fillers:
+        filler.close()
+    heard.close()
+
+
 def test_a_manager_that_is_gone_costs_nothing(tmp_path: Path) -> None:
     Manager(str(tmp_path / "notify")).close()
     told = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}, 7)

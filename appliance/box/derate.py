@@ -49,6 +49,8 @@ class Finding:
 
     bad: bool | None
     what: str = ""
+    where: str = ""
+    """The part of the machine that it is about, where another may be well."""
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Standing:
     readings: int = 0
     raised: bool = False
     what: str = ""
+    where: str = ""
     bad_ns: int = 0
 
 
@@ -89,7 +92,7 @@ class Watch:
         before, self._before = self._before, reading
         events = since(before, reading)
         for code, finding, readings, well_ns in (
-            ("too_hot", too_hot(reading, self._standing["too_hot"].raised), 1, WELL_NS),
+            ("too_hot", too_hot(reading, self._standing["too_hot"].where), 1, WELL_NS),
             ("throttled", throttled(reading, events), 1, WELL_NS),
             ("under_voltage", under_voltage(reading, events), 1, EVENT_NS),
             ("over_current", over_current(reading, events), 1 if events.get("oc2") else STANDING, EVENT_NS),
@@ -110,11 +113,11 @@ class Watch:
             one.readings += 1
             one.bad_ns = at_ns
             if one.raised or one.readings >= readings:
-                one.raised, one.what = True, finding.what
+                one.raised, one.what, one.where = True, finding.what, finding.where
         elif finding.bad is False:
             one.readings = 0
             if one.raised and at_ns - one.bad_ns >= well_ns:
-                one.raised, one.what = False, ""
+                one.raised, one.what, one.where = False, "", ""
         else:
             one.bad_ns = at_ns if one.raised else one.bad_ns  # what is not known is not well
 
@@ -147,16 +150,17 @@ def limit_of(zone: Zone) -> tuple[float, str] | None:
     return (DEFAULT_THROTTLE_C, "taken for a chip that tells no limit") if zone.silicon else None
 
 
-def too_hot(reading: Reading, raised: bool) -> Finding:
-    """Near the limit of any zone; well only when far below all of them. A zone that told and tells no more is not well."""
+def too_hot(reading: Reading, raised: str) -> Finding:
+    """Near the limit of any zone; well only when far below all of them. ``raised``: the zone that was too hot, "" = none;
+    one that tells no more is not well, however cool the others are."""
     limits = [(zone, limit_of(zone)) for zone in reading.zones]
     judged = [(zone, *limit) for zone, limit in limits if limit is not None]
     if not judged:
         return Finding(None)
     zone, degrees, whose = max(judged, key=lambda one: one[0].celsius - one[1])
     if zone.celsius >= degrees - WARN_BELOW_C:
-        return Finding(True, f"{zone.name} {zone.celsius:.0f} °C, slower from {degrees:.0f} °C on ({whose})")
-    if raised and zone.celsius > degrees - CLEAR_BELOW_C:
+        return Finding(True, f"{zone.name} {zone.celsius:.0f} °C, slower from {degrees:.0f} °C on ({whose})", zone.name)
+    if raised and (zone.celsius > degrees - CLEAR_BELOW_C or raised not in {one.name for one, *_ in judged}):
         return Finding(None)
     return Finding(False)
 

@@ -106,7 +106,10 @@ def _amiss(seen: Any, now_ns: int, digest: str | None, version: str | None) -> s
         return f"inspectd is {seen['inspect'].get('state')}" + _reason(seen["inspect"])
     if seen["reject"].get("state") not in _WELL:
         return f"the station is in state {seen['reject'].get('state')}" + _reason(seen["reject"])
-    return ""
+    # A line that is held stands for reasons of its own, and is well. An input that is not there is none of these: a pin with
+    # a wrong name would be kept, and the line stand.
+    lost = seen["reject"].get("inputs_lost")
+    return "; ".join(f"the input {role} gives no edges: {why}" for role, why in lost.items()) if isinstance(lost, dict) else ""
 
 
 def _reason(told: dict[str, Any]) -> str:

@@ -102,6 +102,7 @@ class Rejector:
         self._held_until_ns = 0
         self._inspect: InspectState | None = None
         self._trigger_lost: str | None = None
+        self._inputs_lost: dict[str, str] = {}
         self._missing: set[str] = set()
         self._eye_opened = plan.trigger != "input"
         """The photo-eye has told its level: before that parts pass unseen."""
@@ -195,6 +196,7 @@ class Rejector:
 
     def on_input_lost(self, role: str, why: str, now_ns: int) -> None:
         """An input gives no more edges."""
+        self._inputs_lost[role] = why
         if role == "trigger":
             self.on_trigger_lost(why, now_ns)
         elif role in BELT_INPUTS:
@@ -208,6 +210,7 @@ class Rejector:
 
     def on_input_back(self, role: str, now_ns: int) -> None:
         """An input answers, for the first time or again."""
+        self._inputs_lost.pop(role, None)
         if role == "trigger":
             self.on_trigger_back(now_ns)
         elif role in BELT_INPUTS:
@@ -697,6 +700,7 @@ class Rejector:
                 line_stop=not self._may_run,
                 configuration=self.configuration,
                 version=self._version,
+                inputs_lost=dict(self._inputs_lost),
             )
         )
 

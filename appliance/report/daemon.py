@@ -482,10 +482,11 @@ def _told_of(state: Status | InspectState | None) -> dict[str, Any] | None:
     """What state.json says of a process."""
     if state is None:
         return None
-    return {
+    told = {
         "state": state.state, "reason": state.reason, "progress": state.progress, "configuration": state.configuration,
         "version": state.version,
     }  # fmt: skip
+    return {**told, "inputs_lost": state.inputs_lost} if isinstance(state, Status) else told
 
 
 def read_json(path: Path) -> Any:

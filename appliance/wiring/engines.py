@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 import msgspec
 
 from appliance.box.jetson import memory_available, read_facts
-from appliance.clock import now_ns
+from appliance.clock import boottime_ns, now_ns
 from appliance.inspect.decode import decode_reduced
 from appliance.model.bundle import ONNX_FILE, Bundle, BundleError, load_bundle
 from appliance.model.engine_cache import (
@@ -47,7 +47,7 @@ from appliance.model.kernel_plan import ExtremesStruct, FrameStruct, SumsStruct,
 from appliance.model.licence import Latency, LicenceError, latency_of, read_licence, valid_for
 from appliance.model.pixels import checked_rows
 from appliance.model.preprocess import NO_GAINS, Gains
-from appliance.ports import DeviceEngine, EngineError
+from appliance.ports import DeviceEngine, EngineError, EngineLost
 
 if TYPE_CHECKING:
     from appliance.devices.cuda import Cuda, GpuFacts
@@ -66,6 +66,7 @@ _WARM_RUNS, MEASURED_RUNS, _START_RUNS = 20, 300, 100
 _SILENT_S = 1800.0  # a whole build takes minutes: half an hour without one step of it is a hang
 _LOOK_S = 0.25  # how often a build that says nothing is looked after: whoever must end it has two seconds
 _WAIT_S = 2.0  # between two looks whether another build is over, and between two lines that say so
+_DRIVER_COMES_NS = 120_000_000_000  # since the boot: what did not load its driver by then will not
 _PR_SET_PDEATHSIG = 1
 _LINE_BYTES, _TAIL_BYTES = 64 * 1024, 2000
 _MOST_CHOICE_BYTES = 64 * 1024
@@ -131,11 +132,15 @@ class Site:
 
 def open_site(
     kernels: Callable[[GpuFacts], bytes] | None = None, load: Callable[[str], Any] = ctypes.CDLL,
-    load_quick: Callable[[str], Any] = ctypes.PyDLL, root: Path = Path("/"),
+    load_quick: Callable[[str], Any] = ctypes.PyDLL, root: Path = Path("/"), since_boot_ns: Callable[[], int] = boottime_ns,
 ) -> Site:  # fmt: skip
-    """``kernels``: the image for a GPU, needed where a network is made. Raises EngineError: what is missing here."""
-    from appliance.devices.cuda import Cuda
+    """``kernels``: the image for a GPU, needed where a network is made. Raises EngineError: what is missing here; EngineLost
+    where a Jetson that just booted may not have loaded its driver yet (JetPack 7 does that late): who asked once in vain is
+    never answered, and his device rules were made without it."""
+    from appliance.devices.cuda import Cuda, driver
 
+    if read_facts(root).l4t is not None and since_boot_ns() < _DRIVER_COMES_NS and driver(load) is None:
+        raise EngineLost("no CUDA driver answers yet: the box has just booted; a new process asks again")
     gpu = Cuda.open(load, load_quick)
     try:
         here = this_module(gpu.facts, gpu.free_bytes(), root)

@@ -88,6 +88,14 @@ def test_a_hot_zone_that_tells_no_more_is_not_well() -> None:
     assert "too_hot" not in line.reads(12, zones=hot(50.0)).alarms
 
 
+def test_a_hot_zone_that_tells_no_more_is_not_well_beside_a_cool_one() -> None:
+    line = Line()
+    line.reads(zones=hot(98.0, Zone("gpu-thermal", 0.0, silicon=True)))
+    assert "gpu-thermal" in line.reads(100, zones=hot(60.0)).alarms["too_hot"]
+    both = (*hot(60.0), *hot(60.0, Zone("gpu-thermal", 0.0, silicon=True)))
+    assert "too_hot" not in line.reads(12, zones=both).alarms
+
+
 def test_throttling_is_told_by_the_cooling_device_or_by_the_trip() -> None:
     assert Line().reads(throttling=("gpu-throttle-alert",)).alarms["throttled"] == "gpu-throttle-alert"
     assert "cpu-thermal 99" in Line().reads(zones=hot(99.0)).alarms["throttled"]

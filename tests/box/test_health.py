@@ -79,6 +79,12 @@ def test_a_line_that_stands_or_purges_is_well(state: str) -> None:
     assert waited(lambda now_ns: seen(now_ns, reject_state=state))[0] == ""
 
 
+def test_a_line_that_is_held_for_a_photo_eye_that_is_not_there_is_not_well() -> None:
+    why, took_s = waited(lambda now_ns: seen(now_ns, reject_state="held", reject_inputs_lost={"trigger": "no line PQ.99"}))
+    assert why == "the input trigger gives no edges: no line PQ.99" and took_s == 60
+    assert waited(lambda now_ns: seen(now_ns, reject_state="held", reject_inputs_lost={}))[0] == ""
+
+
 @pytest.mark.parametrize("nothing", [None, [], "x", {"written_ns": "soon"}, {}])
 def test_what_is_no_state_is_nobody(nothing: Any) -> None:
     assert waited(lambda now_ns: nothing)[0] == "reportd does not answer"

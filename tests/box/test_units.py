@@ -129,6 +129,7 @@ def _of_daemons(name: str, has: dict[str, list[str]]) -> Iterator[str]:
         "RuntimeDirectory": ["appliance"], "RuntimeDirectoryPreserve": ["yes"], "KillMode": ["mixed"],
     }  # fmt: skip
     if name == "rejectd.service":
+        wanted |= {"KillMode": ["control-group"]}  # remote I/O gets its failure levels by a process that outlives it
         wanted |= {"RestartSec": ["0"], "LimitRTPRIO": ["50"], "LimitMEMLOCK": ["infinity"], "RestrictRealtime": ["no"]}
         wanted |= {"CPUAffinity": ["0 1"], "DeviceAllow": ["char-gpiochip rw"]}
         calls = " ".join(has.get("SystemCallFilter", []))

@@ -46,6 +46,17 @@ def test_two_inputs_lost_and_one_back_is_still_a_loss() -> None:
     assert line.rejector.alarms.raised("input_lost")
 
 
+@pytest.mark.parametrize("role", ["trigger", "encoder", "confirm"])
+def test_an_input_that_is_gone_is_named_in_the_status_until_it_is_back(role: str) -> None:
+    line = running()
+    line.rejector.on_input_lost(role, "unplugged", line.now)
+    line.until(line.now + 500 * MS)
+    assert line.status and line.status.inputs_lost == {role: "unplugged"}
+    line.rejector.on_input_back(role, line.now)
+    line.until(line.now + 500 * MS)
+    assert line.status and line.status.inputs_lost == {}
+
+
 def test_full_books_take_verdicts_close_parts_and_restart() -> None:
     line = running(COUNTED, answer=lambda part: None, acknowledge=False)
     for _ in range(3):

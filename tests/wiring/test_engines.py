@@ -27,7 +27,7 @@ from appliance.model.bundle import Bundle
 from appliance.model.engine_cache import EngineCache, digest_of
 from appliance.model.golden import replay_all
 from appliance.model.licence import read_licence, write_licence
-from appliance.ports import EngineError
+from appliance.ports import EngineError, EngineLost
 from appliance.wiring import engine_verbs as verbs
 from appliance.wiring import engines as engines
 from appliance.wiring.engines import BuildRequest, ReadyPlan, Site, ensure_engine, open_site, start_network, workspace_bytes
@@ -449,6 +449,23 @@ def test_without_a_driver_nothing_of_tensorrt_is_touched(box: Box, bundle: Bundl
     lines = errors.getvalue().splitlines()
     assert len(lines) == 3 and all("no CUDA driver answers on this machine" in line for line in lines)
     assert not out.getvalue() and not (box.data / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("release", "seconds", "kind"), [(True, 119, EngineLost), (True, 121, EngineError), (False, 5, EngineError)]
+)
+def test_a_jetson_that_just_booted_gets_its_driver_by_a_new_process(
+    tmp_path: Path, release: bool, seconds: int, kind: type[EngineError]
+) -> None:
+    def nothing(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    if release:
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc/nv_tegra_release").write_text("# R39 (release), REVISION: 2.1, GCID: 1, BOARD: generic\n")
+    with fake_tensorrt.installed(OLD, driver=False), pytest.raises(EngineError, match="no CUDA driver answers") as caught:
+        open_site(None, nothing, nothing, tmp_path, lambda: seconds * 10**9)
+    assert type(caught.value) is kind
 
 
 def test_without_tensorrt_the_verbs_say_what_is_missing(box: Box, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
