@@ -19,7 +19,7 @@ usage: ./build.sh VERB [arguments]
   bench   what this machine does: bench reject (a gate's edge against its due time), bench cpu (frame to verdict beside
           the bare engine, OpenVINO and a script), bench gpu (on a CUDA machine), bench sensors (one look at the box)
   image   NVIDIA's Linux_for_Tegra made into a camera box's (sudo ./build.sh image --l4t DIR --jetpack 6.2|7.2): what is
-          installed, locked, disabled and flashed; --selftest does it with a stand-in, emulated (some minutes)
+          installed, locked, disabled and flashed; --selftest [pycuda] does it with a stand-in, emulated (some minutes)
   box     the box as a virtual machine: a Debian with the package, its camera, GPIO and USB stick; what is missing is built
           first, some minutes (--build: only that; --all: every kind of stick; other arguments go to pytest)
 PYTHON=/path/to/python3.12 ./build.sh VERB takes that interpreter (3.10 to 3.13).
@@ -93,7 +93,9 @@ do_image() {
   cd "$here"
   if [[ ${1:-} == --selftest ]]; then
     shift
-    exec env APPLIANCE_ARM64=1 "$venv/bin/python" -m pytest -rs -s tests/box/test_image_emulated.py "$@"
+    local what=1
+    [[ ${1:-} != pycuda ]] || { what=pycuda; shift; }
+    exec env APPLIANCE_ARM64=$what "$venv/bin/python" -m pytest -rs -s tests/box/test_image_emulated.py "$@"
   fi
   exec "$venv/bin/python" -m calibration.image "$@"
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from calibration.image.cuda import PYCUDA
 from calibration.image.emulation import SHARED, Inside
 from calibration.image.rootfs import tree_digest
 from tests.box import image_checks, stand_in_l4t
@@ -36,7 +38,7 @@ FLASH = {
 }
 
 pytestmark = [
-    pytest.mark.skipif(os.environ.get("APPLIANCE_ARM64") != "1", reason="./build.sh image --selftest runs it (10 min and more)"),
+    pytest.mark.skipif("APPLIANCE_ARM64" not in os.environ, reason="./build.sh image --selftest runs it (some minutes)"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a root file system is root's"),
     pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="no mmdebstrap"),
     pytest.mark.skipif(shutil.which("qemu-aarch64-static") is None, reason="no qemu-user-static"),
@@ -178,3 +180,26 @@ def test_a_second_run_changes_nothing(made: tuple[str, Path], deb: Path) -> None
     said = image(l4t, jetpack, deb, "--station", str(stand_in_l4t.gpio_station(l4t.parent)))
     assert "nothing to do" in said and "doing" not in said
     assert tree_digest(l4t) == before
+
+
+@pytest.mark.skipif(os.environ.get("APPLIANCE_ARM64") != "pycuda", reason="./build.sh image --selftest pycuda builds it (long)")
+def test_pycuda_is_built_against_cudas_header_wheels_and_its_compiler_is_gone(
+    made: tuple[str, Path], deb: Path, tmp_path: Path
+) -> None:
+    jetpack, l4t = made
+    before = sorted(Inside(l4t / "rootfs", "aarch64", tmp_path).must(["dpkg-query", "-W"]).splitlines())
+    wanted = ("--station", str(stand_in_l4t.gpio_station(l4t.parent)), "--pycuda-from-wheels")
+    began = time.monotonic()
+    assert f"build {PYCUDA}" in image(l4t, jetpack, deb, *wanted)
+    told(f"JetPack {jetpack}: PyCUDA built in {time.monotonic() - began:.0f} s")
+    inside = Inside(l4t / "rootfs", "aarch64", tmp_path)
+    assert sorted(inside.must(["dpkg-query", "-W"]).splitlines()) == before, "the compiler went into the image"
+    driver = next((l4t / "rootfs/usr/local/lib").glob("python3*/dist-packages/pycuda/_driver*.so"))
+    assert struct.unpack_from("<H", driver.read_bytes(), 18) == (183,), "not for arm64"
+    # All of it loads but for NVIDIA's libraries, which JetPack brings.
+    said = inside.run(["python3", "-c", "import pycuda.compiler, pycuda.driver"]).said
+    lacking = re.findall(r"ImportError: (lib\S+?): cannot open", said)
+    assert [name.split(".")[0] for name in lacking] in (["libcuda"], ["libcurand"]), said
+    version = inside.must(["python3", "-c", "import pycuda; print(pycuda.VERSION_TEXT)"]).split()[-1]
+    assert version == PYCUDA.partition("==")[2]
+    assert "nothing to do" in image(l4t, jetpack, deb, *wanted)
