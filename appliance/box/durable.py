@@ -19,7 +19,8 @@ _BOOT_ID = "proc/sys/kernel/random/boot_id"
 @dataclass(frozen=True)
 class Trial:
     """``what`` runs on probation in place of ``before`` (None: of nothing), in this boot only and until ``until_ns`` of
-    CLOCK_BOOTTIME. Whoever starts reads it and decides by itself, so a cut or a killed doer needs nobody to tidy up."""
+    CLOCK_BOOTTIME. Whoever starts reads it and decides by itself, so a cut needs nobody to tidy up. Who runs as a doer
+    is killed runs on: settle ends that."""
 
     what: str
     before: str | None

@@ -505,6 +505,10 @@ def _on_trial(box: Box, told: _Told, new: Generation, station: Station, running:
     try:
         box.run_dir.mkdir(parents=True, exist_ok=True)
         box.store.begin_trial(new, boottime_ns() + box.trial_ns)
+        # Each side writes its trial and then looks: of two that begin at once, none is judged by the other's health.
+        if busy := application_on_trial(box.data_dir / "slots"):
+            box.store.give_up()
+            raise Refused(busy)
         begin_anew(box.run_dir, roles, new.digest)
     except StoreError as why:
         raise Refused(str(why)) from why
@@ -515,7 +519,7 @@ def _on_trial(box: Box, told: _Told, new: Generation, station: Station, running:
     trial = ConfigurationOnTrial(box.store, box.run_dir, box.data_dir, box.clock, who=told.by, at_boot=False)
     try:
         why_not = decide(trial, box.run_dir, box.clock, box.wait)
-    except _Stopped as why:
+    except (_Stopped, OSError) as why:
         trial.give_up(str(why))
         _returned(told, before, str(why))
         raise

@@ -159,6 +159,17 @@ def test_while_another_one_is_on_trial_a_stick_waits_outside(running: Rig, tmp_p
     assert running.state() == before and "on trial just now" in result(tmp_path / "s")
 
 
+def test_an_update_that_goes_on_trial_in_the_same_moment_is_seen(
+    running: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, answers = running.state(), ["", "an update is on trial just now"]
+    monkeypatch.setattr("appliance.wiring.stick.application_on_trial", lambda _slots: answers.pop(0))
+    assert running.serve(stick_of(tmp_path / "s", yaml(6))) == 2
+    assert running.store.trial is None and running.store.good and running.store.good.number == before["good"]
+    assert "an update is on trial just now" in result(tmp_path / "s") and not answers
+    assert running.station and running.station.restarts == [], "nobody was asked to begin anew"
+
+
 def test_a_trial_that_nobody_ended_is_given_up_first(running: Rig, tmp_path: Path) -> None:
     """Who began it was killed; the processes run it still, and must not be taken for running the good one."""
     assert running.station is not None

@@ -299,7 +299,8 @@ def test_state_json_says_how_all_three_stand(paths: Paths) -> None:
     assert link and link.send(inspect)
     turn_until(daemon, lambda: standing(paths)["reject"] and standing(paths)["inspect"], neighbour)
     seen = standing(paths)
-    assert seen["reject"] == {"state": "running", "reason": "", "progress": 0.0, "configuration": "sha256:7", "version": "2 b"}
+    told = {"state": "running", "reason": "", "progress": 0.0, "configuration": "sha256:7", "version": "2 b", "inputs_lost": {}}
+    assert seen["reject"] == told
     assert seen["inspect"]["state"] == "building" and seen["inspect"]["progress"] == 0.25
     assert abs(now_ns() - seen["written_ns"]) < 2e9
     turn_until(daemon, lambda: standing(paths)["reject"] is None, neighbour)  # hung: its link stands, it says nothing
