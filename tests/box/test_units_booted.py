@@ -103,6 +103,20 @@ print("PROBE " + json.dumps({
 }))
 """
 
+# As rejectd with remote I/O: a process beside it hears its end, and then has a coil to write, which takes an exchange.
+_REMOTE = """
+import os, select, signal
+hears, says = os.pipe()
+if os.fork():
+    open("/run/appliance/remote.pid", "w").write(str(os.getpid()))
+    signal.pause()
+os.close(says)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.read(hears, 1)
+select.select([], [], [], 0.3)
+open("/run/appliance/remote.done", "w").write("failure levels written")
+"""
+
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
@@ -118,7 +132,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     (other / "appliance.yaml").write_text(
         (station / "appliance.yaml").read_text().replace("source: twin://top", "source: v4l2:///dev/v4l/by-path/nothing")
     )
-    files = {"configure.py": _CONFIGURE, "try.py": _TRY, "probe.py": _PROBE, "kill.py": _KILL, "sitecustomize.py": _HANGS}
+    files = {"configure.py": _CONFIGURE, "try.py": _TRY, "probe.py": _PROBE, "remote.py": _REMOTE, "kill.py": _KILL}
+    files["sitecustomize.py"] = _HANGS
     for name, text in files.items():
         (place / name).write_text(text)
     prepare = f"{with_our_units()}\nmkdir -p opt/test\ncp -r {station} {other} {place}/*.py opt/test/\n" \
@@ -167,15 +182,19 @@ def test_the_shipped_station_runs_on_the_twin_with_its_own_broker(box: Booted) -
     assert all(box.show(unit, "NRestarts") == "0" for unit in UNITS)
 
 
+def put_in_the_place_of(box: Booted, unit: str, program: str, kind: str) -> None:
+    """PROGRAM-UNIT: what that unit gives and forbids, for a program of this test."""
+    not_of_it = ("ExecStart=", "Type=", "Restart", "WatchdogSec=", "Before=")
+    lines = [line for line in (FOLDER / unit).read_text().splitlines() if not line.startswith(not_of_it)]
+    begins = f"ExecStart=/opt/python/bin/python3 /opt/test/{program}.py\nEnvironment=LD_LIBRARY_PATH=/opt/python/lib"
+    lines.insert(lines.index("[Service]") + 1, f"Type={kind}\n{begins}")
+    box.run("sh", "-c", f"cat > /run/systemd/system/{program}-{unit} <<'UNIT'\n" + "\n".join(lines) + "\nUNIT")
+    box.run("systemctl", "daemon-reload")
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_daemon_can_do_what_it_must_and_nothing_else(box: Booted, unit: str) -> None:
-    text = (FOLDER / unit).read_text()
-    not_of_a_probe = ("ExecStart=", "Type=", "Restart", "WatchdogSec=", "Before=")
-    lines = [line for line in text.splitlines() if not line.startswith(not_of_a_probe)]
-    lines.insert(lines.index("[Service]") + 1, "Type=oneshot\nExecStart=/opt/python/bin/python3 /opt/test/probe.py\n"
-                                               "Environment=LD_LIBRARY_PATH=/opt/python/lib")  # fmt: skip
-    box.run("sh", "-c", f"cat > /run/systemd/system/probe-{unit} <<'UNIT'\n" + "\n".join(lines) + "\nUNIT")
-    box.run("systemctl", "daemon-reload")
+    put_in_the_place_of(box, unit, "probe", "oneshot")
     box.start(f"probe-{unit}")
     can = json.loads(next(line for line in box.journal(f"probe-{unit}").splitlines() if line.startswith("PROBE"))[6:])
     assert can["user"] != 0 and set(can["caps"]) == {"0"} and can["no_new_privileges"] == "1"
@@ -191,6 +210,15 @@ def test_a_daemon_can_do_what_it_must_and_nothing_else(box: Booted, unit: str) -
         assert can["fifo"] == ("yes" if unit == "rejectd.service" else "EPERM")
     if unit == "rejectd.service":
         assert can["affinity"] == "yes" and can["mlockall"] and set(can["cores"]) <= {0, 1}
+
+
+def test_remote_io_gets_its_failure_levels_from_a_process_that_outlives_a_killed_rejectd(box: Booted) -> None:
+    put_in_the_place_of(box, "rejectd.service", "remote", "exec")
+    box.start("remote-rejectd.service")
+    until = "until test -s /run/appliance/remote.pid; do :; done; kill -9 $(cat /run/appliance/remote.pid)"
+    box.run("sh", "-c", until)
+    box.wait("remote-rejectd.service", "ActiveState", "failed")  # which it is when the last of its processes has gone
+    assert box.run("cat", "/run/appliance/remote.done", check=False) == "failure levels written"
 
 
 def test_rejectd_killed_twenty_times_in_ten_seconds_is_back(box: Booted, capsys: pytest.CaptureFixture[str]) -> None:
