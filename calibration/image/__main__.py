@@ -84,7 +84,7 @@ def _make(options: argparse.Namespace, share: Path) -> None:
     found = _pads(options.station)
     key = accounts.public_key(options.ssh_key.read_text(encoding="utf-8"), str(options.ssh_key)) if options.ssh_key else ""
     steps = plan(rootfs, Wanted(deb, key), inside)
-    gpu = Gpu(options.with_pycuda, options.with_jetson_utils, options.pycuda_from_wheels)
+    gpu = Gpu(options.board, options.with_pycuda, options.with_jetson_utils, options.pycuda_from_wheels)
     changed += carry_out([*steps[:1], *gpu_steps(jetpack, rootfs, inside, gpu), *steps[1:]], _say, options.dry_run)
     told = list(remarks(rootfs))
     for line in told:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.image.debian import nvidia_lists, readable_lists
+from calibration.image.debian import PLACEHOLDER, nvidia_lists, readable_lists
 from calibration.image.emulation import SHARED, Inside
 from calibration.image.jetpack import JetPack
 from calibration.image.rootfs import ImageError, Rootfs
@@ -23,7 +23,7 @@ JETSON_INFERENCE = "45da40a8"  # of 2025-10-16
 _JETSON_SOURCE = "https://github.com/dusty-nv/jetson-inference"
 _TENSORRT = ("python3-libnvinfer",)
 _SCRIPTS = Path(__file__).parent / "scripts"
-_SOC = "t234"  # Orin, in NVIDIA's lists
+_ORIN = "t234"  # in NVIDIA's lists; nobody here has read what Thor is called in them
 _JETSON_STAMP = "usr/local/share/jetson-inference/built"
 # Every instruction of the compiler is emulated; only PyCUDA's time is known (tests/box/test_image_emulated.py).
 _LONGEST_BUILD_S = 6 * 3600
@@ -31,8 +31,10 @@ _LONGEST_BUILD_S = 6 * 3600
 
 @dataclass(frozen=True)
 class Gpu:
-    """What was asked for. ``pycuda_from_wheels``: without NVIDIA's package lists, where they cannot be reached."""
+    """What was asked for. ``pycuda_from_wheels``: without NVIDIA's package lists, where they cannot be reached; ``board``:
+    whose chip those lists are for."""
 
+    board: str
     pycuda: bool = False
     jetson_utils: bool = False
     pycuda_from_wheels: bool = False
@@ -47,18 +49,18 @@ def gpu_steps(jetpack: JetPack, rootfs: Rootfs, inside: Callable[[], Inside], wa
     if wanted.pycuda or wanted.jetson_utils:
         steps.append(
             Step("JetPack", f"install {', '.join(_runtime(jetpack))}", "the engine, and what it runs on; one release together",
-                 lambda: not _missing(rootfs, _runtime(jetpack)), lambda: _install(rootfs, inside(), jetpack))
+                 lambda: not _missing(rootfs, _runtime(jetpack)), lambda: _install(rootfs, inside(), jetpack, wanted.board))
         )  # fmt: skip
     if wanted.pycuda or wanted.jetson_utils or wanted.pycuda_from_wheels:
         steps.append(
             Step("PyCUDA", f"build {PYCUDA} against CUDA {jetpack.cuda.replace('-', '.')}", "there is no wheel of it",
-                 lambda: pycuda_is_there(rootfs), lambda: _build_pycuda(rootfs, inside(), jetpack, wanted.pycuda_from_wheels))
+                 lambda: pycuda_is_there(rootfs), lambda: _build_pycuda(rootfs, inside(), jetpack, wanted))
         )  # fmt: skip
     if wanted.jetson_utils:
         steps.append(
             Step("jetson-utils", f"build jetson-inference {JETSON_INFERENCE} with its jetson-utils", "csi:// and rtsp://",
                  lambda: rootfs.path(f"{_JETSON_STAMP}-{JETSON_INFERENCE}").is_file(),
-                 lambda: _build_jetson(rootfs, inside(), jetpack))
+                 lambda: _build_jetson(rootfs, inside(), jetpack, wanted.board))
         )  # fmt: skip
     return steps
 
@@ -73,14 +75,15 @@ def missing_for_the_gpu(rootfs: Rootfs) -> list[str]:
     return [*(["TensorRT"] if _missing(rootfs, _TENSORRT) else []), *([] if pycuda_is_there(rootfs) else ["PyCUDA"])]
 
 
-def _build_pycuda(rootfs: Rootfs, inside: Inside, jetpack: JetPack, from_wheels: bool) -> None:
+def _build_pycuda(rootfs: Rootfs, inside: Inside, jetpack: JetPack, wanted: Gpu) -> None:
     """Wheels of PyCUDA and of what it needs, built in a layer, unpacked into the root file system."""
     settings = {"REQUIREMENT": PYCUDA, "OUT": f"{SHARED}/wheels"}
-    if from_wheels:
+    if wanted.pycuda_from_wheels:
         settings |= {"CUDA_WHEELS": " ".join(jetpack.cuda_wheels), "LISTS": " ".join(readable_lists(rootfs, inside.share))}
         _in_a_layer(inside, "pycuda_from_wheels.sh", settings)
     else:
-        settings |= {"CUDA_PACKAGES": " ".join(_headers(jetpack)), "LISTS": " ".join(_nvidia(rootfs, inside))}
+        lists = _nvidia(rootfs, inside, jetpack, wanted.board)
+        settings |= {"CUDA_PACKAGES": " ".join(_headers(jetpack)), "LISTS": " ".join(lists)}
         _in_a_layer(inside, "pycuda.sh", settings)
     wheels = sorted((inside.share / "wheels").glob("*.whl"), key=lambda wheel: wheel.name.startswith("pycuda-"))
     if not wheels or not wheels[-1].name.startswith("pycuda-"):
@@ -123,26 +126,40 @@ def _missing(rootfs: Rootfs, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in there or there[name].state != "installed"]
 
 
-def _install(rootfs: Rootfs, inside: Inside, jetpack: JetPack) -> None:
-    options = _nvidia(rootfs, inside)
+def _install(rootfs: Rootfs, inside: Inside, jetpack: JetPack, board: str) -> None:
+    options = _nvidia(rootfs, inside, jetpack, board)
     inside.must(["apt-get", *options, "update"])
     inside.must(["apt-get", *options, "install", "--yes", "--no-install-recommends", *_missing(rootfs, _runtime(jetpack))])
     inside.must(["apt-get", "clean"])
 
 
-def _nvidia(rootfs: Rootfs, inside: Inside) -> list[str]:
-    """apt's options for all lists, NVIDIA's with the placeholder filled in as the first boot fills it."""
+def soc(jetpack: JetPack, board: str) -> str:
+    """The chip's name in NVIDIA's lists. Raises ImageError where it is not known."""
+    if jetpack.orin_only or "orin" in board:
+        return _ORIN
+    raise ImageError(f"nobody here knows what the chip of {board} is called in NVIDIA's lists: write its name in place of <SOC> "
+                     "in rootfs/etc/apt/sources.list.d yourself, or take a board with orin in its name")  # fmt: skip
+
+
+def filled_lists(rootfs: Rootfs, jetpack: JetPack, board: str) -> dict[str, str]:
+    """All lists, NVIDIA's with the placeholder filled in as the first boot fills it."""
+    left = any(PLACEHOLDER in text for text in nvidia_lists(rootfs, PLACEHOLDER).values())
+    return nvidia_lists(rootfs, soc(jetpack, board) if left else PLACEHOLDER)
+
+
+def _nvidia(rootfs: Rootfs, inside: Inside, jetpack: JetPack, board: str) -> list[str]:
+    """apt's options for those."""
     folder = inside.share / "nvidia"
     folder.mkdir(exist_ok=True)
-    for name, text in nvidia_lists(rootfs, _SOC).items():
+    for name, text in filled_lists(rootfs, jetpack, board).items():
         (folder / name).write_text(text, encoding="utf-8")
     return ["-o", f"Dir::Etc::sourceparts={SHARED}/nvidia"]
 
 
-def _build_jetson(rootfs: Rootfs, inside: Inside, jetpack: JetPack) -> None:
+def _build_jetson(rootfs: Rootfs, inside: Inside, jetpack: JetPack, board: str) -> None:
     packages = " ".join((*_headers(jetpack), *(f"{name}-{jetpack.cuda}" for name in ("libnpp-dev", "libcublas-dev"))))
     settings = {"SOURCE": _JETSON_SOURCE, "COMMIT": JETSON_INFERENCE, "OUT": f"{SHARED}/jetson", "CUDA_PACKAGES": packages,
-                "LISTS": " ".join(_nvidia(rootfs, inside))}  # fmt: skip
+                "LISTS": " ".join(_nvidia(rootfs, inside, jetpack, board))}  # fmt: skip
     _in_a_layer(inside, "jetson_inference.sh", settings)
     inside.must(["cp", "-a", f"{SHARED}/jetson/.", "/"])
     inside.must(["ldconfig"])

@@ -13,7 +13,7 @@ from calibration.image.rootfs import ImageError, Rootfs
 
 _AR = b"!<arch>\n"
 # NVIDIA's list says <SOC> until the first boot; apt stops at it. The lists without it are enough for what we need.
-_PLACEHOLDER = "<SOC>"
+PLACEHOLDER = "<SOC>"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def nvidia_lists(rootfs: Rootfs, soc: str) -> dict[str, str]:
     """Every list of sources.list.d, with the placeholder filled in as NVIDIA's first boot fills it."""
     folder = rootfs.path("etc/apt/sources.list.d")
     names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
-    return {name: (rootfs.text(f"etc/apt/sources.list.d/{name}") or "").replace(_PLACEHOLDER, soc) for name in names}
+    return {name: (rootfs.text(f"etc/apt/sources.list.d/{name}") or "").replace(PLACEHOLDER, soc) for name in names}
 
 
 def readable_lists(rootfs: Rootfs, share: Path) -> list[str]:
@@ -74,11 +74,11 @@ def readable_lists(rootfs: Rootfs, share: Path) -> list[str]:
     folder = rootfs.path("etc/apt/sources.list.d")
     names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
     texts = {name: rootfs.text(f"etc/apt/sources.list.d/{name}") or "" for name in names}
-    if not any(_PLACEHOLDER in text for text in texts.values()):
+    if not any(PLACEHOLDER in text for text in texts.values()):
         return []
     (share / "lists").mkdir(exist_ok=True)
     for name, text in texts.items():
-        if _PLACEHOLDER not in text:
+        if PLACEHOLDER not in text:
             (share / "lists" / name).write_text(text, encoding="utf-8")
     return ["-o", f"Dir::Etc::sourceparts={SHARED}/lists"]
 

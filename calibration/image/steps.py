@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -19,7 +20,10 @@ PACKAGE = "appliance"
 _MULTI_USER = "/usr/lib/systemd/system/multi-user.target"
 _UTC = "/usr/share/zoneinfo/Etc/UTC"
 _ENABLED = ("enabled", "enabled-runtime", "alias", "static", "indirect", "generated")
-_HOLD = "nvidia-l4t-"
+# L4T, CUDA, cuDNN and TensorRT are one release together. libnv alone would be others', too (libnvme1).
+_NVIDIAS = re.compile(
+    r"nvidia-|libnvidia-|cuda-|libcu(blas|dla|dnn|fft|file|rand|solver|sparse)|libnpp|libnvj|(python3-)?libnv(infer|onnx)|tensorrt"
+)
 _SHELL = "/bin/bash"
 
 
@@ -44,7 +48,7 @@ def plan(rootfs: Rootfs, wanted: Wanted, inside: Callable[[], Inside]) -> list[S
     steps = [
         Step("package", f"install {wanted.deb.path.name}", "the firmware, its units and rules",
              lambda: _installed(rootfs, wanted.deb), lambda: install(inside(), rootfs, wanted.deb)),
-        Step("hold", "hold every nvidia-l4t-* package", "an upgrade in the field would change one slot's kernel and loader only",
+        Step("hold", "hold every package of NVIDIA's", "an upgrade in the field would change one slot's kernel, or half of CUDA",
              lambda: not _not_held(rootfs), lambda: inside().must(["apt-mark", "hold", *_not_held(rootfs)])),
         Step("default target", "multi-user.target", "nobody sits at the box, and nobody answers NVIDIA's first-boot questions",
              lambda: _default_target(rootfs) == "multi-user.target",
@@ -154,8 +158,13 @@ def _installed(rootfs: Rootfs, deb: DebFile) -> bool:
     return rootfs.text(f"var/lib/dpkg/info/{PACKAGE}.md5sums") == deb.md5sums  # the same version may have been built twice
 
 
+def is_nvidias(package: str) -> bool:
+    """Whether it is raised with a whole JetPack or not at all."""
+    return _NVIDIAS.match(package) is not None
+
+
 def _not_held(rootfs: Rootfs) -> list[str]:
-    return sorted(one.name for one in rootfs.packages().values() if one.name.startswith(_HOLD) and one.wanted != "hold")
+    return sorted(one.name for one in rootfs.packages().values() if is_nvidias(one.name) and one.wanted != "hold")
 
 
 def _default_target(rootfs: Rootfs) -> str:
@@ -260,4 +269,4 @@ def remarks(rootfs: Rootfs) -> Iterator[str]:
     if not unit_states(rootfs, "chrony.service", "systemd-timesyncd.service"):
         yield "no time service is there, so the ledger will say clock: unset; add chrony or systemd-timesyncd"
     held = sorted(one.name for one in rootfs.packages().values() if one.wanted == "hold")
-    yield f"{len(held)} packages held: {', '.join(held)}" if held else "no nvidia-l4t-* package to hold: is this NVIDIA's tree?"
+    yield f"{len(held)} packages held: {', '.join(held)}" if held else "no package of NVIDIA's to hold: is this NVIDIA's tree?"

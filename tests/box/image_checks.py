@@ -48,7 +48,7 @@ def quiet(rootfs: Path) -> None:
 
 
 def held(rootfs: Path) -> None:
-    """Every nvidia-l4t-* package is held, and nothing else."""
+    """Every package of NVIDIA's is held, and nothing else."""
     status = (rootfs / "var/lib/dpkg/status").read_text()
     wanted = dict(re.findall(r"^Package: (\S+)\n(?:.+\n)*?Status: (\S+) ok installed$", status, re.MULTILINE))
     assert {name for name, word in wanted.items() if word == "hold"} == set(HOLDABLE)

@@ -11,7 +11,10 @@ import subprocess
 from pathlib import Path
 
 RELEASES = {"6.2": ("R36", "4.7"), "7.2": ("R39", "2.1")}
-HOLDABLE = ("nvidia-l4t-core", "nvidia-l4t-kernel", "nvidia-l4t-cuda", "nvidia-l4t-bootloader")
+HOLDABLE = (
+    "nvidia-l4t-core", "nvidia-l4t-kernel", "nvidia-l4t-cuda", "nvidia-l4t-bootloader", "libnvinfer10", "libnvonnxparsers10",
+    "cuda-cudart-12-6", "libcurand-12-6", "libnpp-12-6", "libcudnn9-cuda-12",
+)  # fmt: skip
 PRESENT = (
     "gdm.service", "snapd.service", "snapd.socket", "ModemManager.service", "whoopsie.path", "cups.service", "docker.service",
     "nv-oem-config.service", "nv-oem-config-gui.service", "nv-oobe.service", "nv_update_verifier.service",

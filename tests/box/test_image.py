@@ -18,7 +18,7 @@ import pytest
 
 from calibration.image import __main__ as verb
 from calibration.image import accounts
-from calibration.image.cuda import Gpu, gpu_steps
+from calibration.image.cuda import Gpu, filled_lists, gpu_steps, soc
 from calibration.image.debian import find_deb, nvidia_lists, read_deb, readable_lists
 from calibration.image.emulation import Inside
 from calibration.image.flash import check_files, flash, flash_text
@@ -27,7 +27,7 @@ from calibration.image.pins import header, pads, pinmux_text
 from calibration.image.quiet import NOT_NEEDED
 from calibration.image.rootfs import ImageError, Rootfs, tree_digest
 from calibration.image.step import Step, carry_out
-from calibration.image.steps import Wanted, plan
+from calibration.image.steps import Wanted, is_nvidias, plan
 from calibration.package.deb import md5sums, write_deb
 from calibration.package.tree import Entry
 from tests.box import image_checks, stand_in_l4t
@@ -265,9 +265,32 @@ def test_every_disabled_unit_has_its_reason_and_none_that_a_box_needs_is_among_t
     assert needed & set(NOT_NEEDED) == set()
 
 
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("nvidia-l4t-core", True), ("python3-libnvinfer", True), ("libnvinfer-plugin10", True), ("libnvonnxparsers10", True),
+        ("libcudnn9-cuda-12", True), ("cuda-cudart-13-2", True), ("libcurand-12-6", True), ("libnpp-12-6", True),
+        ("nvidia-jetpack", True), ("libcurl4", False), ("python3", False), ("linux-base", False), ("libcublas-13-2", True),
+    ],
+)  # fmt: skip
+def test_what_is_of_one_nvidia_release_is_held(name: str, held: bool) -> None:
+    assert is_nvidias(name) == held
+
+
+def test_lists_of_a_chip_that_is_not_known_are_not_filled_in(tmp_path: Path) -> None:
+    assert soc(JETPACKS["6.2"], "acme-carrier") == soc(JETPACKS["7.2"], "jetson-agx-orin-devkit") == "t234"
+    lists = tmp_path / "etc/apt/sources.list.d"
+    lists.mkdir(parents=True)
+    (lists / "nvidia.list").write_text("deb https://repo.download.nvidia.com/jetson/t999 r39.2 main\n")
+    assert filled_lists(Rootfs(tmp_path), JETPACKS["7.2"], "jetson-agx-thor-devkit")["nvidia.list"].endswith("t999 r39.2 main\n")
+    (lists / "nvidia.list").write_text("deb https://repo.download.nvidia.com/jetson/<SOC> r39.2 main\n")
+    with pytest.raises(ImageError, match=r"chip of jetson-agx-thor-devkit .* in place of <SOC>"):
+        filled_lists(Rootfs(tmp_path), JETPACKS["7.2"], "jetson-agx-thor-devkit")
+
+
 def test_jetson_utils_is_refused_where_it_does_not_build(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"does not build on JetPack 7\.2"):
-        gpu_steps(JETPACKS["7.2"], Rootfs(tmp_path), lambda: pytest.fail("nothing is run"), Gpu(jetson_utils=True))
+        gpu_steps(JETPACKS["7.2"], Rootfs(tmp_path), lambda: pytest.fail("nothing is run"), Gpu(_NANO, jetson_utils=True))
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------------
