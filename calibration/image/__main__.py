@@ -16,11 +16,11 @@ from pathlib import Path
 from appliance.config import reader
 from appliance.config.load import ConfigError, load
 from calibration.image import accounts
-from calibration.image.cuda import Gpu, gpu_steps, missing_for_the_gpu
+from calibration.image.cuda import Gpu, gpu_steps, jetson_utils_is_there, missing_for_the_gpu
 from calibration.image.debian import DebFile, find_deb, read_deb
 from calibration.image.emulation import Inside
 from calibration.image.flash import DEFAULT_BOARD, check_files, flash, flash_text
-from calibration.image.jetpack import JETPACKS, JetPack, check_release
+from calibration.image.jetpack import JETPACKS, check_release
 from calibration.image.pins import Pad, pads, pinmux_text
 from calibration.image.rootfs import ImageError, Rootfs
 from calibration.image.step import carry_out
@@ -90,7 +90,7 @@ def _make(options: argparse.Namespace, share: Path) -> None:
     for line in told:
         _say(f"  note     {line}")
     texts = {
-        "FLASH.txt": flash_text(jetpack, release, chosen, _about(rootfs, deb, key, jetpack) + told),
+        "FLASH.txt": flash_text(jetpack, release, chosen, _about(rootfs, deb, key) + told),
         "PINMUX.txt": pinmux_text(str(options.station.name) if options.station else "", found, options.board, release),
     }
     changed += _write(l4t / "appliance", texts, options.dry_run)
@@ -105,7 +105,7 @@ def _pads(station: Path | None) -> list[Pad]:
     return pads(reader.read(station.read_bytes()).data)
 
 
-def _about(rootfs: Rootfs, deb: DebFile, key: str, jetpack: JetPack) -> list[str]:
+def _about(rootfs: Rootfs, deb: DebFile, key: str) -> list[str]:
     units = ", ".join(package_units(rootfs))
     lacking = missing_for_the_gpu(rootfs)
     return [
@@ -113,8 +113,9 @@ def _about(rootfs: Rootfs, deb: DebFile, key: str, jetpack: JetPack) -> list[str
         "no password anywhere; " + (f"sshd on, user {accounts.SERVICE} by key" if key else "sshd off, nobody can log in"),
         f"no {', no '.join(lacking)}: only engine: cpu inspects (--with-pycuda adds them)" if lacking else "TensorRT and PyCUDA",
         "time zone UTC; machine id and SSH host keys are made at the first boot",
-        *([] if jetpack.jetson_utils else ["neither jetson-utils nor jetson-inference: csi:// and rtsp:// do not open"]),
-    ]
+        "jetson-utils and jetson-inference: csi:// and rtsp:// open" if jetson_utils_is_there(rootfs)
+        else "neither jetson-utils nor jetson-inference: csi:// and rtsp:// do not open",
+    ]  # fmt: skip
 
 
 def _write(folder: Path, texts: dict[str, str], dry_run: bool) -> int:

@@ -59,7 +59,7 @@ def gpu_steps(jetpack: JetPack, rootfs: Rootfs, inside: Callable[[], Inside], wa
     if wanted.jetson_utils:
         steps.append(
             Step("jetson-utils", f"build jetson-inference {JETSON_INFERENCE} with its jetson-utils", "csi:// and rtsp://",
-                 lambda: rootfs.path(f"{_JETSON_STAMP}-{JETSON_INFERENCE}").is_file(),
+                 lambda: jetson_utils_is_there(rootfs),
                  lambda: _build_jetson(rootfs, inside(), jetpack, wanted.board))
         )  # fmt: skip
     return steps
@@ -68,6 +68,11 @@ def gpu_steps(jetpack: JetPack, rootfs: Rootfs, inside: Callable[[], Inside], wa
 def pycuda_is_there(rootfs: Rootfs) -> bool:
     """Whether the pinned PyCUDA is whole; its metadata is put there last."""
     return rootfs.path(f"{_site(rootfs)}/pycuda-{PYCUDA.partition('==')[2]}.dist-info/METADATA").is_file()
+
+
+def jetson_utils_is_there(rootfs: Rootfs) -> bool:
+    """Whether jetson-inference and its jetson-utils of the pinned commit are whole; their stamp is put there last."""
+    return rootfs.path(f"{_JETSON_STAMP}-{JETSON_INFERENCE}").is_file()
 
 
 def missing_for_the_gpu(rootfs: Rootfs) -> list[str]:

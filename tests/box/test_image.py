@@ -293,6 +293,13 @@ def test_jetson_utils_is_refused_where_it_does_not_build(tmp_path: Path) -> None
         gpu_steps(JETPACKS["7.2"], Rootfs(tmp_path), lambda: pytest.fail("nothing is run"), Gpu(_NANO, jetson_utils=True))
 
 
+def test_the_image_that_readme_makes_inspects_on_the_gpu() -> None:
+    command, _, rest = (ROOT / "README.md").read_text().partition("./build.sh image ")[2].partition("`")
+    options = verb._options(command.split())
+    assert options.with_pycuda and "--with-jetson-utils" in rest.partition("**The stick**")[0]
+    assert "`sudo ./build.sh image --l4t" in (ROOT / "README.md").read_text()
+
+
 # ---- steps ----------------------------------------------------------------------------------------------------------
 
 
@@ -420,7 +427,9 @@ def test_the_whole_image_and_a_second_run_that_changes_nothing(
     assert image_checks.starts_by_itself(rootfs, "appliance.target")
     assert "apply_binaries.sh \namd64\n" == (l4t / "calls.log").read_text()  # once, and it ran programs in there
     assert "pin 19" in (l4t / "appliance/PINMUX.txt").read_text()
-    assert "no TensorRT, no PyCUDA: only engine: cpu inspects" in (l4t / "appliance/FLASH.txt").read_text()
+    flash_file = (l4t / "appliance/FLASH.txt").read_text()
+    assert "no TensorRT, no PyCUDA: only engine: cpu inspects" in flash_file
+    assert "neither jetson-utils nor jetson-inference: csi:// and rtsp:// do not open" in flash_file
     made = tree_digest(l4t)
     capsys.readouterr()
     assert verb.main(arguments) == 0

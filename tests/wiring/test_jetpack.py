@@ -1,4 +1,4 @@
-"""What JetPack 7 does not bring is said on the box before anybody waits for a camera that cannot open."""
+"""What a box has no jetson-utils for is said on the box before anybody waits for a camera that cannot open."""
 
 from __future__ import annotations
 
@@ -40,10 +40,19 @@ def test_other_cameras_need_nothing_that_jetpack_7_lacks(tmp_path: Path, source:
     assert bundle_remarks(load(station_with(tmp_path, source), built_only=False), box(tmp_path, "39")) == []
 
 
-def test_jetpack_6_has_it_and_a_laptop_does_not_know(tmp_path: Path) -> None:
+def test_a_laptop_does_not_know(tmp_path: Path) -> None:
+    assert bundle_remarks(load(station_with(tmp_path, "csi://0"), built_only=False), tmp_path) == []
+
+
+def test_on_jetpack_6_it_is_told_with_what_builds_it_unless_it_is_there(tmp_path: Path) -> None:
     station = load(station_with(tmp_path, "csi://0"), built_only=False)
-    assert bundle_remarks(station, tmp_path) == []
-    assert bundle_remarks(station, box(tmp_path, "36")) == []
+    assert not_there(station, "36.4.7", ["cap-28mm"], installed=lambda _module: True) == []
+    camera, bundle = not_there(station, "36.4.7", ["cap-28mm"], installed=lambda _module: False)
+    assert camera.startswith("cameras.top.source: csi:// needs jetson-utils") and "v4l2://" in camera
+    assert bundle.startswith("bundle cap-28mm runs on jetson-inference")
+    assert "--with-jetson-utils" in camera and "--with-jetson-utils" in bundle
+    (said,) = bundle_remarks(station, box(tmp_path, "36"))
+    assert said == f"warning: {camera.replace('36.4.7', '36.4.3')}"
 
 
 def test_a_bundle_on_jetson_inference_is_told_too() -> None:
