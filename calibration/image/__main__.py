@@ -15,8 +15,8 @@ from pathlib import Path
 
 from appliance.config import reader
 from appliance.config.load import ConfigError, load
-from calibration.image import accounts
-from calibration.image.cuda import Gpu, gpu_steps, jetson_utils_is_there, missing_for_the_gpu
+from calibration.image import accounts, jetson_utils
+from calibration.image.cuda import Gpu, gpu_steps, missing_for_the_gpu
 from calibration.image.debian import DebFile, find_deb, read_deb
 from calibration.image.emulation import Inside
 from calibration.image.flash import DEFAULT_BOARD, check_files, flash, flash_text
@@ -113,7 +113,7 @@ def _about(rootfs: Rootfs, deb: DebFile, key: str) -> list[str]:
         "no password anywhere; " + (f"sshd on, user {accounts.SERVICE} by key" if key else "sshd off, nobody can log in"),
         f"no {', no '.join(lacking)}: only engine: cpu inspects (--with-pycuda adds them)" if lacking else "TensorRT and PyCUDA",
         "time zone UTC; machine id and SSH host keys are made at the first boot",
-        "jetson-utils and jetson-inference: csi:// and rtsp:// open" if jetson_utils_is_there(rootfs)
+        "jetson-utils and jetson-inference: csi:// and rtsp:// open" if jetson_utils.is_there(rootfs)
         else "neither jetson-utils nor jetson-inference: csi:// and rtsp:// do not open",
     ]  # fmt: skip
 

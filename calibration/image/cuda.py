@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.image import jetson_utils
 from calibration.image.debian import PLACEHOLDER, nvidia_lists, readable_lists
 from calibration.image.emulation import SHARED, Inside
 from calibration.image.jetpack import JetPack
@@ -18,13 +19,9 @@ from calibration.image.rootfs import ImageError, Rootfs
 from calibration.image.step import Step
 
 PYCUDA = "pycuda==2026.1"  # 2025.1.2 or later is needed for CUDA 13; no wheel of any version exists
-# jetson-inference brings jetson-utils as its submodule, at the commit that it was last changed for.
-JETSON_INFERENCE = "45da40a8"  # of 2025-10-16
-_JETSON_SOURCE = "https://github.com/dusty-nv/jetson-inference"
 _TENSORRT = ("python3-libnvinfer",)
 _SCRIPTS = Path(__file__).parent / "scripts"
 _ORIN = "t234"  # in NVIDIA's lists; nobody here has read what Thor is called in them
-_JETSON_STAMP = "usr/local/share/jetson-inference/built"
 # Every instruction of the compiler is emulated; only PyCUDA's time is known (tests/box/test_image_emulated.py).
 _LONGEST_BUILD_S = 6 * 3600
 
@@ -58,8 +55,8 @@ def gpu_steps(jetpack: JetPack, rootfs: Rootfs, inside: Callable[[], Inside], wa
         )  # fmt: skip
     if wanted.jetson_utils:
         steps.append(
-            Step("jetson-utils", f"build jetson-inference {JETSON_INFERENCE} with its jetson-utils", "csi:// and rtsp://",
-                 lambda: jetson_utils_is_there(rootfs),
+            Step("jetson-utils", f"build jetson-inference {jetson_utils.JETSON_INFERENCE} with its jetson-utils", "csi:// and rtsp://",
+                 lambda: jetson_utils.is_there(rootfs),
                  lambda: _build_jetson(rootfs, inside(), jetpack, wanted.board))
         )  # fmt: skip
     return steps
@@ -68,11 +65,6 @@ def gpu_steps(jetpack: JetPack, rootfs: Rootfs, inside: Callable[[], Inside], wa
 def pycuda_is_there(rootfs: Rootfs) -> bool:
     """Whether the pinned PyCUDA is whole; its metadata is put there last."""
     return rootfs.path(f"{_site(rootfs)}/pycuda-{PYCUDA.partition('==')[2]}.dist-info/METADATA").is_file()
-
-
-def jetson_utils_is_there(rootfs: Rootfs) -> bool:
-    """Whether jetson-inference and its jetson-utils of the pinned commit are whole; their stamp is put there last."""
-    return rootfs.path(f"{_JETSON_STAMP}-{JETSON_INFERENCE}").is_file()
 
 
 def missing_for_the_gpu(rootfs: Rootfs) -> list[str]:
@@ -163,9 +155,11 @@ def _nvidia(rootfs: Rootfs, inside: Inside, jetpack: JetPack, board: str) -> lis
 
 def _build_jetson(rootfs: Rootfs, inside: Inside, jetpack: JetPack, board: str) -> None:
     packages = " ".join((*_headers(jetpack), *(f"{name}-{jetpack.cuda}" for name in ("libnpp-dev", "libcublas-dev"))))
-    settings = {"SOURCE": _JETSON_SOURCE, "COMMIT": JETSON_INFERENCE, "OUT": f"{SHARED}/jetson", "CUDA_PACKAGES": packages,
-                "LISTS": " ".join(_nvidia(rootfs, inside, jetpack, board))}  # fmt: skip
-    _in_a_layer(inside, "jetson_inference.sh", settings)
-    inside.must(["cp", "-a", f"{SHARED}/jetson/.", "/"])
-    inside.must(["ldconfig"])
-    rootfs.write(f"{_JETSON_STAMP}-{JETSON_INFERENCE}", f"{_JETSON_SOURCE} {JETSON_INFERENCE}\n")  # last: it is whole
+    lists = _nvidia(rootfs, inside, jetpack, board)
+    shutil.copyfile(_SCRIPTS / "runtime_packages.sh", inside.share / "runtime_packages.sh")
+    (inside.share / "numpy.txt").write_text(jetson_utils.numpy_pin(rootfs.python()), encoding="utf-8")
+    _in_a_layer(inside, "jetson_inference.sh", {
+        "SOURCE": jetson_utils.JETSON_SOURCE, "COMMIT": jetson_utils.JETSON_INFERENCE, "OUT": f"{SHARED}/jetson",
+        "CUDA_PACKAGES": packages, "LISTS": " ".join(lists), "NUMPY": f"{SHARED}/numpy.txt", "PACKAGES": f"{SHARED}/packages",
+    })  # fmt: skip
+    jetson_utils.put_in(rootfs, inside, lists)

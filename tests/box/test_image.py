@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from calibration.image import __main__ as verb
-from calibration.image import accounts
+from calibration.image import accounts, jetson_utils
 from calibration.image.cuda import Gpu, filled_lists, gpu_steps, soc
 from calibration.image.debian import find_deb, nvidia_lists, read_deb, readable_lists
 from calibration.image.emulation import Inside
@@ -499,6 +499,48 @@ def test_a_command_sees_itself_in_proc_and_systemd_sees_that_it_is_in_a_chroot(d
     root, number, parent_of_cut = Inside(debian, "x86_64", tmp_path).must(["sh", "-c", ask]).split()
     assert (root, number) == ("/", parent_of_cut)
     assert Inside(debian, "x86_64", tmp_path).run(["systemd-detect-virt", "--chroot"]).code == 0
+
+
+_DBUS, _SYSTEMD = "/usr/lib/x86_64-linux-gnu/libdbus-1.so.3", "/usr/lib/x86_64-linux-gnu/libsystemd.so.0"
+
+
+@needs_root_and_tools
+def test_the_packages_that_built_libraries_are_linked_to_are_found(debian: Path, tmp_path: Path) -> None:
+    script = shutil.copy(ROOT / "calibration/image/scripts/runtime_packages.sh", tmp_path)
+    (tmp_path / "jetson").mkdir()
+    with Inside(debian, "x86_64", tmp_path).layer() as layer:
+        layer.must(["cp", _DBUS, "/tmp/shared/jetson/libone.so"])
+        settings = {"OUT": "/tmp/shared/jetson", "PACKAGES": "/tmp/shared/packages"}
+        layer.must(["sh", "-e", f"/tmp/shared/{Path(script).name}"], settings)
+    assert {"libc6", "libsystemd0"} <= set((tmp_path / "packages").read_text().split())
+
+
+@needs_root_and_tools
+def test_a_library_that_would_not_load_on_the_box_is_told_by_what_it_lacks(debian: Path, tmp_path: Path) -> None:
+    with Inside(debian, "x86_64", tmp_path).layer() as layer:
+        assert jetson_utils.missing_libraries(layer, [_DBUS]) == []
+        layer.must(["rm", _SYSTEMD])
+        assert jetson_utils.missing_libraries(layer, [_DBUS]) == ["libsystemd.so.0"]
+        layer.must(["sh", "-c", f"sed s/libsystemd.so.0/libnvbufss.so.0/ {_DBUS} > /root/libtwo.so"])
+        assert jetson_utils.missing_libraries(layer, ["/root/libtwo.so"]) == []  # the driver's
+
+
+@needs_root_and_tools
+def test_what_was_built_leaves_the_folders_that_were_there_as_they_were(debian: Path, tmp_path: Path) -> None:
+    library = tmp_path / "jetson/lib/libone.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    for path in (library, library.parent, tmp_path / "jetson"):
+        path.chmod(0o700)
+    with Inside(debian, "x86_64", tmp_path).layer() as layer:
+        before = layer.must(["stat", "-c", "%a %n", "/", "/usr/lib", "/lib"])
+        jetson_utils.copy_in(layer)
+        assert layer.must(["stat", "-c", "%a %n", "/", "/usr/lib", "/lib"]) == before
+        assert layer.must(["stat", "-c", "%a", "/usr/lib/libone.so"]) == "700\n"
+
+
+def test_jetson_utils_is_built_against_the_firmwares_own_numpy() -> None:
+    assert jetson_utils.numpy_pin("3.10").startswith("numpy==2.2.6 --hash=sha256:")
 
 
 @needs_root_and_tools
