@@ -17,10 +17,13 @@ from calibration.image.emulation import SHARED, Inside
 from calibration.image.jetpack import JetPack
 from calibration.image.rootfs import ImageError, Rootfs
 from calibration.image.step import Step
+from calibration.package.lock import read_lock, run_time_pins
+from calibration.package.target import Target
 
-PYCUDA = "pycuda==2026.1"  # 2025.1.2 or later is needed for CUDA 13; no wheel of any version exists
+PYCUDA = "pycuda==2026.1"  # as pycuda.lock has it; 2025.1.2 or later is needed for CUDA 13; no wheel of any version exists
 _TENSORRT = ("python3-libnvinfer",)
-_SCRIPTS = Path(__file__).parent / "scripts"
+_HERE = Path(__file__).resolve().parent
+_SCRIPTS = _HERE / "scripts"
 _ORIN = "t234"  # in NVIDIA's lists; nobody here has read what Thor is called in them
 # Every instruction of the compiler is emulated; only PyCUDA's time is known (tests/box/test_image_emulated.py).
 _LONGEST_BUILD_S = 6 * 3600
@@ -74,7 +77,10 @@ def missing_for_the_gpu(rootfs: Rootfs) -> list[str]:
 
 def _build_pycuda(rootfs: Rootfs, inside: Inside, jetpack: JetPack, wanted: Gpu) -> None:
     """Wheels of PyCUDA and of what it needs, built in a layer, unpacked into the root file system."""
-    settings = {"REQUIREMENT": PYCUDA, "OUT": f"{SHARED}/wheels"}
+    settings = {"OUT": f"{SHARED}/wheels"}
+    for file in (_SCRIPTS / "pycuda_wheel.sh", _HERE / "pycuda.lock", _HERE / "pycuda_build.lock"):
+        shutil.copyfile(file, inside.share / file.name)
+    _share_numpy(rootfs, inside)
     if wanted.pycuda_from_wheels:
         settings |= {"CUDA_WHEELS": " ".join(jetpack.cuda_wheels), "LISTS": " ".join(readable_lists(rootfs, inside.share))}
         _in_a_layer(inside, "pycuda_from_wheels.sh", settings)
@@ -87,6 +93,13 @@ def _build_pycuda(rootfs: Rootfs, inside: Inside, jetpack: JetPack, wanted: Gpu)
         raise ImageError("the build ended well and left no wheel of PyCUDA")
     for wheel in wheels:  # PyCUDA last: what it needs is there when it is
         _unpack(wheel, rootfs.path(_site(rootfs)))
+
+
+def _share_numpy(rootfs: Rootfs, inside: Inside) -> None:
+    """The firmware's own as pip reads it: extensions are to be built against what they will stand beside."""
+    pins = read_lock((_HERE.parents[1] / "appliance/requirements.lock").read_text(encoding="utf-8"))
+    (pin,) = run_time_pins(pins, ["numpy"], Target("arm64", rootfs.python()))
+    (inside.share / "numpy.txt").write_text(f"{pin.line()}\n", encoding="utf-8")
 
 
 def _in_a_layer(inside: Inside, script: str, settings: dict[str, str]) -> None:
@@ -157,7 +170,7 @@ def _build_jetson(rootfs: Rootfs, inside: Inside, jetpack: JetPack, board: str) 
     packages = " ".join((*_headers(jetpack), *(f"{name}-{jetpack.cuda}" for name in ("libnpp-dev", "libcublas-dev"))))
     lists = _nvidia(rootfs, inside, jetpack, board)
     shutil.copyfile(_SCRIPTS / "runtime_packages.sh", inside.share / "runtime_packages.sh")
-    (inside.share / "numpy.txt").write_text(jetson_utils.numpy_pin(rootfs.python()), encoding="utf-8")
+    _share_numpy(rootfs, inside)
     _in_a_layer(inside, "jetson_inference.sh", {
         "SOURCE": jetson_utils.JETSON_SOURCE, "COMMIT": jetson_utils.JETSON_INFERENCE, "OUT": f"{SHARED}/jetson",
         "CUDA_PACKAGES": packages, "LISTS": " ".join(lists), "NUMPY": f"{SHARED}/numpy.txt", "PACKAGES": f"{SHARED}/packages",

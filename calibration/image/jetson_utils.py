@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from calibration.image.emulation import SHARED, Inside
 from calibration.image.rootfs import ImageError, Rootfs
-from calibration.package.lock import read_lock, run_time_pins
-from calibration.package.target import Target
 
 # jetson-inference brings jetson-utils as its submodule, at the commit that it was last changed for.
 JETSON_INFERENCE = "45da40a8"  # of 2025-10-16
 JETSON_SOURCE = "https://github.com/dusty-nv/jetson-inference"
 _STAMP = "usr/local/share/jetson-inference/built"
-_LOCK = Path(__file__).resolve().parents[2] / "appliance/requirements.lock"
 # What jetson-utils' Python part imports beside numpy; and the plugins that its pipelines name, to which nothing is linked.
 _IMPORTED = ("termcolor", "tabulate", "docker")
 _LOADED = (*(f"python3-{name}" for name in _IMPORTED), *(f"gstreamer1.0-plugins-{name}" for name in ("base", "good", "bad")))
@@ -27,12 +23,6 @@ _NOT_FOUND = re.compile(r"^\s*(\S+) => not found", re.MULTILINE)
 def is_there(rootfs: Rootfs) -> bool:
     """Whether both are whole, of the pinned commit; their stamp is put there last."""
     return rootfs.path(f"{_STAMP}-{JETSON_INFERENCE}").is_file()
-
-
-def numpy_pin(python: str) -> str:
-    """The firmware's own numpy as pip reads it: the extension is to be built against what it will stand beside."""
-    (pin,) = run_time_pins(read_lock(_LOCK.read_text(encoding="utf-8")), ["numpy"], Target("arm64", python))
-    return pin.line()
 
 
 def put_in(rootfs: Rootfs, inside: Inside, lists: list[str]) -> None:

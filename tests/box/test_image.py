@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from calibration.image import __main__ as verb
-from calibration.image import accounts, jetson_utils
-from calibration.image.cuda import Gpu, filled_lists, gpu_steps, soc
+from calibration.image import accounts, cuda, jetson_utils
+from calibration.image.cuda import PYCUDA, Gpu, filled_lists, gpu_steps, soc
 from calibration.image.debian import find_deb, nvidia_lists, read_deb, readable_lists
 from calibration.image.emulation import Inside
 from calibration.image.flash import check_files, flash, flash_text
@@ -29,10 +29,13 @@ from calibration.image.rootfs import ImageError, Rootfs, tree_digest
 from calibration.image.step import Step, carry_out
 from calibration.image.steps import Wanted, is_nvidias, plan
 from calibration.package.deb import md5sums, write_deb
+from calibration.package.lock import read_lock, run_time_pins
+from calibration.package.target import Target
 from calibration.package.tree import Entry
 from tests.box import image_checks, stand_in_l4t
 
 ROOT = Path(__file__).resolve().parents[2]
+_LOCK = ROOT / "appliance/requirements.lock"
 _EPOCH = 1_795_521_600
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7Y5vJmG0cW5E1cZsY2k1m0sW5XJ0m2b8m0kq0s0m0s person@desk\n"
 _HASH = "$6$salt$hash"
@@ -539,8 +542,32 @@ def test_what_was_built_leaves_the_folders_that_were_there_as_they_were(debian: 
         assert layer.must(["stat", "-c", "%a", "/usr/lib/libone.so"]) == "700\n"
 
 
-def test_jetson_utils_is_built_against_the_firmwares_own_numpy() -> None:
-    assert jetson_utils.numpy_pin("3.10").startswith("numpy==2.2.6 --hash=sha256:")
+def test_nothing_is_taken_from_the_package_index_but_by_its_digest() -> None:
+    scripts = ROOT / "calibration/image/scripts"
+    lines = [line for file in scripts.glob("*.sh") for line in file.read_text().replace("\\\n", " ").splitlines()]
+    calls = [line for line in lines if re.search(r"pip (install|wheel|download)\b", line) and not line.startswith("#")]
+    headers = [line for line in calls if "$CUDA_WHEELS" in line]  # of NVIDIA's, for a build without its lists; SECURITY.md
+    assert len(calls) >= 4 and len(headers) == 1
+    for line in calls:
+        assert line in headers or ("--require-hashes" in line and "--only-binary :all:" in line and "--no-deps" in line), line
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_pycudas_lock_pins_each_package_once_for_every_python(python: str) -> None:
+    folder = ROOT / "calibration/image"
+    built = run_time_pins(read_lock((folder / "pycuda.lock").read_text()), ["pycuda"], Target("arm64", python))
+    assert [f"{pin.name}=={pin.version}" for pin in built if pin.name == "pycuda"] == [PYCUDA]
+    assert {pin.name for pin in built} >= {"pycuda", "pytools", "mako", "markupsafe", "platformdirs", "siphash24"}
+    builds = read_lock((folder / "pycuda_build.lock").read_text())
+    builders = run_time_pins(builds, ["wheel", "setuptools"], Target("arm64", python))
+    assert {pin.name for pin in builders} == {"wheel", "packaging", "setuptools"}
+
+
+@needs_root_and_tools
+def test_extensions_are_built_against_the_firmwares_own_numpy(debian: Path, tmp_path: Path) -> None:
+    cuda._share_numpy(Rootfs(debian), Inside(debian, "x86_64", tmp_path))
+    (ours,) = run_time_pins(read_lock(_LOCK.read_text()), ["numpy"], Target("arm64", "3.11"))
+    assert (tmp_path / "numpy.txt").read_text() == f"{ours.line()}\n" and "--hash=sha256:" in ours.line()
 
 
 @needs_root_and_tools

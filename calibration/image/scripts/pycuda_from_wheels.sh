@@ -1,6 +1,6 @@
 # As pycuda.sh, without NVIDIA's package lists: CUDA's headers come from its wheels on the package index. What is built
 # differs in nothing, for PyCUDA takes headers of CUDA and links to two libraries by their names.
-# REQUIREMENT: what pip builds; CUDA_WHEELS: with headers and libcurand; OUT: where the wheels go.
+# CUDA_WHEELS: with headers and libcurand; LISTS: apt's options; OUT: where the wheels go.
 apt-get $LISTS update
 apt-get $LISTS install --yes --no-install-recommends g++ python3-dev python3-venv
 python3 -m venv /root/build
@@ -16,7 +16,4 @@ ln -s "$(cd /root/cuda/lib64 && ls libcurand.so.*)" /root/cuda/lib64/libcurand.s
 cat /root/cuda/include/cuda*.h | grep -oE '\bcu[A-Z][A-Za-z0-9_]*' | sort -u | sed 's/.*/int &(void) { return 0; }/' |
   gcc -w -shared -fPIC -Wl,-soname,libcuda.so.1 -x c - -o /root/cuda/lib64/libcuda.so
 export CPATH=/root/cuda/include LIBRARY_PATH=/root/cuda/lib64 TMPDIR=/root
-/root/build/bin/pip wheel --no-binary pycuda --wheel-dir "$OUT" "$REQUIREMENT"
-# What was built asks for the driver by its name, or nothing of it would work on the box.
-/root/build/bin/python -m zipfile -e "$(ls "$OUT"/pycuda-*.whl)" /root/built
-readelf -d /root/built/pycuda/_driver*.so | grep -q 'libcuda\.so\.1'
+. /tmp/shared/pycuda_wheel.sh
