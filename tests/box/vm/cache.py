@@ -58,12 +58,13 @@ def _slow(path: Path) -> str:
 
 def cached(kind: str, key: str, build: Callable[[Path], Path]) -> Path:
     """The file of that kind and key; ``build(scratch)`` makes it where it is not there yet, and gives its place. Two calls at
-    once build once; of one kind the last three are kept."""
+    once build once; of one kind the last three are kept. When it was used stands beside it: a machine that runs on the file
+    does not boot again once the file's own time has changed."""
     folder = cache_folder()
     target = folder / f"{kind}-{key}"
     with _locked(folder / f".{kind}.lock"):
+        _used(target).touch()
         if target.exists():
-            os.utime(target)
             return target
         scratch = folder / f".{kind}-{key}.tmp"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -72,9 +73,14 @@ def cached(kind: str, key: str, build: Callable[[Path], Path]) -> Path:
             os.replace(build(scratch), target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        for old in sorted(folder.glob(f"{kind}-*"), key=lambda one: one.stat().st_mtime)[:-3]:
+        for old in sorted(folder.glob(f"{kind}-*"), key=lambda one: (_used(one).exists() and _used(one).stat().st_mtime_ns))[:-3]:
             old.unlink()
+            _used(old).unlink(missing_ok=True)
     return target
+
+
+def _used(target: Path) -> Path:
+    return target.with_name(f".{target.name}.used")
 
 
 @contextmanager
