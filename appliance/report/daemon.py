@@ -117,7 +117,7 @@ class Reportd:
         self._replies: OrderedDict[str, bytes] = OrderedDict()
         self._asked: dict[str, tuple[str, bytes | None]] = {}
         self._wall_check: int | None = None
-        self._spool = Spool(paths.spool_dir, self.ledger)
+        self._spool = Spool(paths.spool_dir, self.ledger, paths.run, clock.quality)
         self._dialogue = remembered(read_json(paths.stick_file))
         self._lamp_told: tuple[SocketLink, str] | None = None
         self._inspect: tuple[SocketLink, InspectState] | None = None

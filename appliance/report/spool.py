@@ -1,12 +1,14 @@
 """Events of processes that come and go (stick, update, settling): read from the spool folder, each into the ledger once.
 
 A file goes only when its entry is on disk; the ledger's links know what is in the chain already, so a cut between the two
-repeats nothing."""
+repeats nothing. That a stick was pulled is told by an empty file of the run folder, whose time says when: a unit that is about
+to end has no time for more, for the next stick's may not begin before it is over."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ log = logging.getLogger("appliance.report")
 
 LOOK_NS = 500_000_000
 _JOURNAL = "spool-"
+_PULLED = "pulled-"  # and the name of the device, as its unit writes it
 _CLOCKS = ("synced", "holdover", "unset")
 
 
@@ -35,8 +38,9 @@ class Spooled:
 class Spool:
     """The folder, seen by reportd. A disk that hangs is reportd's to wait for."""
 
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
-        self._folder, self._ledger = folder, ledger
+    def __init__(self, folder: Path, ledger: Ledger, run_dir: Path, quality: Callable[[], str]) -> None:
+        """``run_dir``: where units tell of pulled sticks; ``quality``: the wall clock's, now."""
+        self._folder, self._ledger, self._run_dir, self._quality = folder, ledger, run_dir, quality
         self._look_ns = 0
         self._waiting: dict[str, Path] = {}
         self.trouble = ""
@@ -49,9 +53,8 @@ class Spool:
         self._look_ns = now_ns + LOOK_NS
         new: list[Spooled] = []
         try:
-            for path in sorted(self._folder.glob("*.json")):
-                one = self._read(path)
-                if one is not None and self._is_new(one, path):
+            for one, path in self._found():
+                if self._is_new(one, path):
                     self._ledger.append_event(_JOURNAL + one.id, Event(1, one.kind, now_ns, one.wall_us, one.clock, one.data))
                     self._waiting[_JOURNAL + one.id] = path
                     new.append(one)
@@ -67,6 +70,17 @@ class Spool:
                 self._waiting.pop(journal).unlink(missing_ok=True)
             except OSError as why:
                 self._failed(why)  # the next look finds it in the chain already
+
+    def _found(self) -> list[tuple[Spooled, Path]]:
+        """All that lies there in its order; a pulled stick by its time among them. Raises OSError."""
+        found = [(one, path) for path in sorted(self._folder.glob("*.json")) if (one := self._read(path)) is not None]
+        for path in sorted(self._run_dir.glob(f"{_PULLED}*")):
+            time_ns, device = path.stat().st_mtime_ns, path.name.removeprefix(_PULLED)
+            data = {"who": f"stick {device}", "device": f"/dev/{device}", "text": f"stick {device} was pulled"}
+            one = Spooled(f"{path.name}-{time_ns}", "stick_removed", data, time_ns // 1000, self._quality())
+            at = next((at for at, (other, _) in enumerate(found) if other.wall_us > one.wall_us), len(found))
+            found.insert(at, (one, path))
+        return found
 
     def _is_new(self, one: Spooled, path: Path) -> bool:
         """Raises OSError."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from argparse import Namespace
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import NoReturn, TextIO
 
 from appliance.box import manifest, stick
 from appliance.box.owner import become_owner
@@ -20,7 +22,8 @@ _NO_FILE_SYSTEM = "it has no FAT or exFAT file system"
 
 
 def usb(options: Namespace, out: TextIO, err: TextIO) -> int:
-    """Exit 0, or 2: refused, unreadable, or the box's own disk fails."""
+    """Exit 0, or 2: refused, unreadable, pulled before anything was tried, or the box's own disk fails."""
+    signal.signal(signal.SIGTERM, _pulled)
     try:
         if options.action == "manifest":
             return _manifest(_place(options, "the folder that holds bundles/"), out)
@@ -34,6 +37,11 @@ def usb(options: Namespace, out: TextIO, err: TextIO) -> int:
     except (OSError, ValueError) as why:
         err.write(f"{why}\n")
         return 2
+
+
+def _pulled(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Away with what was copied; a trial that began sees to its own end."""
+    raise SystemExit(2)
 
 
 def keys(options: Namespace, out: TextIO, err: TextIO) -> int:

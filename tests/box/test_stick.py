@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -1164,3 +1165,15 @@ def test_the_box_is_told_by_the_folder_and_by_name(tmp_path: Path) -> None:
     box = Box(Rig(tmp_path).store, tmp_path / "run", tmp_path / "data", CLOCK)
     assert (box.keys_dir, box.staging) == (tmp_path / "data/keys", tmp_path / "data/stick")
     assert stick.shown("a\u202e") == "'a\\u202e'"
+
+
+def test_pulled_before_anything_is_tried_it_leaves_nothing_behind_and_is_no_failure(tmp_path: Path) -> None:
+    folder, data = stick_of(tmp_path / "s", yaml(2), bundle=True), tmp_path / "data"
+    command = [sys.executable, "-m", "appliance", "usb", "apply", str(folder), "--data-dir", str(data), "--run-dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 60
+        while not (data / "stick").exists():  # the copy, which is there until it is decided
+            assert process.poll() is None and time.monotonic() < end
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 2, "its unit takes that for well done"
+    assert not (data / "stick").exists() and not (data / "config" / "generations").exists()

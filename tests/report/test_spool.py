@@ -48,13 +48,17 @@ def kinds(paths: Paths) -> list[str]:
 # --- each once ----------------------------------------------------------------------------------------------
 
 
+def spool_of(paths: Paths, ledger: Ledger) -> Spool:
+    return Spool(paths.spool_dir, ledger, paths.run, lambda: "synced")
+
+
 def test_events_come_in_their_order_also_when_the_clock_is_set_back(paths: Paths) -> None:
     clock = VirtualClock(wall_us=1_800_000_000_000_000)
     early = VirtualClock(wall_us=1_700_000_000_000_000)
     for number in range(12):
         spool_event(paths.data, f"kind_{number}", {"text": "t"}, clock if number % 2 else early)
     ledger = Ledger(paths.ledger_file, "a/b", False)
-    new = Spool(paths.spool_dir, ledger).take(LOOK_NS)
+    new = spool_of(paths, ledger).take(LOOK_NS)
     assert [one.kind for one in new] == [f"kind_{number}" for number in range(12)]
     assert len(files(paths)) == 12, "nothing goes before it is on disk"
     ledger.commit()
@@ -67,7 +71,7 @@ def test_a_cut_repeats_nothing_and_loses_nothing(paths: Paths, cut: str) -> None
     for number in range(3):
         spool_event(paths.data, f"kind_{number}", {})
     ledger = Ledger(paths.ledger_file, "a/b", False)
-    spool = Spool(paths.spool_dir, ledger)
+    spool = spool_of(paths, ledger)
     assert len(spool.take(LOOK_NS)) == 3
     assert spool.take(3 * LOOK_NS) == [], "they are under way"
     if cut != "before the commit":
@@ -78,7 +82,7 @@ def test_a_cut_repeats_nothing_and_loses_nothing(paths: Paths, cut: str) -> None
             assert len(files(paths)) == 2
     del ledger  # killed: nothing is closed
     again = Ledger(paths.ledger_file, "a/b", False)
-    spool = Spool(paths.spool_dir, again)
+    spool = spool_of(paths, again)
     assert len(spool.take(LOOK_NS)) == (3 if cut == "before the commit" else 0)
     spool.committed(again.commit())
     assert files(paths) == []
@@ -87,7 +91,7 @@ def test_a_cut_repeats_nothing_and_loses_nothing(paths: Paths, cut: str) -> None
 
 
 def test_the_folder_is_looked_at_twice_a_second_at_most(paths: Paths) -> None:
-    spool = Spool(paths.spool_dir, Ledger(paths.ledger_file, "a/b", False))
+    spool = spool_of(paths, Ledger(paths.ledger_file, "a/b", False))
     assert spool.take(0) == [], "no folder is no event"
     spool_event(paths.data, "kind", {})
     assert spool.take(LOOK_NS - 1) == []
@@ -110,7 +114,7 @@ def test_what_is_no_event_is_kept_beside_and_stops_no_other(paths: Paths, body: 
     paths.spool_dir.mkdir()
     (paths.spool_dir / "000000-x.json").write_bytes(body)
     spool_event(paths.data, "kind", {})
-    spool = Spool(paths.spool_dir, Ledger(paths.ledger_file, "a/b", False))
+    spool = spool_of(paths, Ledger(paths.ledger_file, "a/b", False))
     assert [one.kind for one in spool.take(LOOK_NS)] == ["kind"]
     assert "000000-x.json.unreadable" in files(paths) and "000000-x.json" not in files(paths)
 
@@ -118,7 +122,7 @@ def test_what_is_no_event_is_kept_beside_and_stops_no_other(paths: Paths, body: 
 def test_a_disk_that_refuses_is_told_and_tried_again(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     spool_event(paths.data, "kind", {})
     ledger = Ledger(paths.ledger_file, "a/b", False)
-    spool = Spool(paths.spool_dir, ledger)
+    spool = spool_of(paths, ledger)
     spool.take(LOOK_NS)
 
     def read_only(*_: object, **__: object) -> None:
@@ -249,6 +253,31 @@ def test_a_refused_stick_is_told_by_lamp_alarm_topic_and_ledger_until_it_is_pull
     neighbour.close()
     daemon.close()
     assert kinds(paths)[1:3] == ["configuration_refused", "stick_removed"]
+
+
+def test_a_stick_that_its_unit_tells_to_be_pulled_puts_out_lamp_and_alarm_once(paths: Paths) -> None:
+    daemon = reportd(paths)
+    spool_event(paths.data, "configuration_refused", {"text": "no", "who": "stick", "device": "/dev/sda1"})
+    turn_until(daemon, lambda: "stick_refused" in daemon._dialogue.alarms)
+    pulled = paths.run / "pulled-sda1"
+    pulled.touch()
+    turn_until(daemon, lambda: daemon._dialogue.lamp == "off" and not pulled.exists())
+    daemon.close()
+    assert kinds(paths).count("stick_removed") == 1
+
+
+def test_of_what_happened_while_reportd_was_away_a_pulled_stick_takes_its_place_by_its_time(paths: Paths) -> None:
+    spool_event(paths.data, "stick_inserted", {"who": "a", "device": "/dev/sda1"})
+    first = next(paths.spool_dir.glob("*.json"))
+    wall_ns = json.loads(first.read_bytes())["wall_us"] * 1000
+    pulled = paths.run / "pulled-sda1"
+    pulled.touch()
+    os.utime(pulled, ns=(wall_ns + 10**6, wall_ns + 10**6))
+    later = json.loads(first.read_bytes()) | {"id": "LATER", "kind": "stick_unreadable", "wall_us": wall_ns // 1000 + 2000}
+    (paths.spool_dir / "000002-LATER.json").write_text(json.dumps(later))
+    new = spool_of(paths, Ledger(paths.ledger_file, "a/b", False)).take(LOOK_NS)
+    assert [one.kind for one in new] == ["stick_inserted", "stick_removed", "stick_unreadable"]
+    assert new[1].data["device"] == "/dev/sda1" and new[1].clock == "synced"
 
 
 def test_a_second_sticks_reason_takes_the_place_of_the_firsts(paths: Paths) -> None:
