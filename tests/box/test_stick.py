@@ -1169,7 +1169,8 @@ def test_the_box_is_told_by_the_folder_and_by_name(tmp_path: Path) -> None:
 
 def test_pulled_before_anything_is_tried_it_leaves_nothing_behind_and_is_no_failure(tmp_path: Path) -> None:
     folder, data = stick_of(tmp_path / "s", yaml(2), bundle=True), tmp_path / "data"
-    command = [sys.executable, "-m", "appliance", "usb", "apply", str(folder), "--data-dir", str(data), "--run-dir", str(tmp_path)]
+    at = ["--data-dir", str(data), "--run-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "appliance", "usb", "apply", str(folder), *at]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         end = time.monotonic() + 60
         while not (data / "stick").exists():  # the copy, which is there until it is decided
