@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from argparse import Namespace
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 from appliance.box import manifest, stick
 from appliance.box.owner import become_owner
@@ -22,8 +20,7 @@ _NO_FILE_SYSTEM = "it has no FAT or exFAT file system"
 
 
 def usb(options: Namespace, out: TextIO, err: TextIO) -> int:
-    """Exit 0, or 2: refused, unreadable, pulled before anything was tried, or the box's own disk fails."""
-    signal.signal(signal.SIGTERM, _pulled)
+    """Exit 0, or 2: refused, unreadable, or the box's own disk fails."""
     try:
         if options.action == "manifest":
             return _manifest(_place(options, "the folder that holds bundles/"), out)
@@ -37,11 +34,6 @@ def usb(options: Namespace, out: TextIO, err: TextIO) -> int:
     except (OSError, ValueError) as why:
         err.write(f"{why}\n")
         return 2
-
-
-def _pulled(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Away with what was copied; a trial that began sees to its own end."""
-    raise SystemExit(2)
 
 
 def keys(options: Namespace, out: TextIO, err: TextIO) -> int:

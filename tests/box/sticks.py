@@ -618,7 +618,7 @@ def _kinds() -> Iterator[Kind]:
     yield Kind("a folder called collect", "refused", ("collect is a folder",), _collect_folder)
     yield Kind("names that turn around", "refused", ("\\u202e",), _named("model\u202exnno.bat"))
     yield Kind("names that look alike", "refused", ("\\u0430",), _named("model.\u0430nnx"))
-    yield Kind("names of full width", "refused", ("\\uff0e",), _named("\uff0e\uff0e"))
+    yield Kind("names of full width", "refused", ("\\uff0e",), _named("\uff0e\uff0e"), fat=False)
     yield Kind("a bundle whose name climbs", "refused", ("name the bundle",), _bundle_called("a..\uff0f..\uff0fetc"))
     yield Kind("names with line breaks", "refused", ("\\n",), _named("a\nWHAT CHANGED: nothing"), fat=False)
     yield Kind("names with backslashes", "refused", ("name it",), _named("up\\..\\..\\etc"), fat=False)

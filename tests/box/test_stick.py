@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -1167,7 +1168,7 @@ def test_the_box_is_told_by_the_folder_and_by_name(tmp_path: Path) -> None:
     assert stick.shown("a\u202e") == "'a\\u202e'"
 
 
-def test_pulled_before_anything_is_tried_it_leaves_nothing_behind_and_is_no_failure(tmp_path: Path) -> None:
+def test_pulled_before_anything_is_tried_its_units_end_leaves_no_copy_but_another_sticks(tmp_path: Path) -> None:
     folder, data = stick_of(tmp_path / "s", yaml(2), bundle=True), tmp_path / "data"
     at = ["--data-dir", str(data), "--run-dir", str(tmp_path)]
     command = [sys.executable, "-m", "appliance", "usb", "apply", str(folder), *at]
@@ -1176,5 +1177,12 @@ def test_pulled_before_anything_is_tried_it_leaves_nothing_behind_and_is_no_fail
         while not (data / "stick").exists():  # the copy, which is there until it is decided
             assert process.poll() is None and time.monotonic() < end
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 2, "its unit takes that for well done"
-    assert not (data / "stick").exists() and not (data / "config" / "generations").exists()
+        assert process.wait(30) == -signal.SIGTERM
+    assert (data / "stick").exists() and not (data / "config" / "generations").exists()
+    lines = (ROOT / "systemd/appliance-usb@.service").read_text().splitlines()
+    (line,) = [one for one in lines if one.startswith("ExecStopPost=-/usr/bin/flock")]
+    words = line.partition("=-")[2].replace("/var/lib/appliance", str(data)).split()
+    with (data / "stick.lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert subprocess.run(words).returncode == 1 and (data / "stick").exists(), "another stick's"
+    assert subprocess.run(words).returncode == 0 and not (data / "stick").exists()
