@@ -231,8 +231,8 @@ def test_a_stick_can_starve_nobody() -> None:
         for limit in limits:
             assert has.get(limit), f"{name}: {limit}"
         assert has["PrivateNetwork"] == ["yes"] and has["BindsTo"] == ["dev-%i.device"]
-        # systemd begins no unit for a stick whose name is still another's that ends
-        assert has["ExecStopPost"][0] == "/usr/bin/touch /run/appliance/pulled-%i"
+        # systemd begins no unit for a stick whose name is still another's that ends; two programs were too many (seen)
+        assert has["ExecStopPost"] == ["/usr/bin/touch /run/appliance/pulled-%i"]
 
 
 def test_a_stick_of_a_hundred_partitions_takes_no_more_than_one_of_one() -> None:
@@ -276,7 +276,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("basic", "sysinit", "multi-user", "shutdown", "network", "local-fs", "paths"):
         (units / f"{name}.target").write_text(f"[Unit]\nDescription={name}\n")
     (place / "usr/bin").mkdir()
-    for name in ("appliance", "grep", "touch", "flock", "rm"):
+    for name in ("appliance", "grep", "touch"):
         (place / "usr/bin" / name).write_text("#!/bin/sh\n")
         (place / "usr/bin" / name).chmod(0o755)
     return place
