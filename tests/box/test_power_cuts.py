@@ -124,7 +124,7 @@ def apply(name: str) -> str:
     return f"cp -r /host/{name} /tmp/ && chown -R appliance: /tmp/{name} && appliance usb apply /tmp/{name}"
 
 
-def told(machine: Machine, command: str, deadline_s: float = 900) -> str:
+def told(machine: Machine, command: str, deadline_s: float = 240) -> str:
     return machine.check(command, deadline_s)
 
 
