@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--run-dir", type=Path)
         one.add_argument("--data-dir", type=Path)
     for name, function, actions, told in (
-        ("usb", _usb, ("apply", "removed", "unreadable", "manifest"), "a stick: apply it; digests of the bundles to go on one"),
+        ("usb", _usb, ("apply", "unreadable", "manifest"), "a stick: apply it; digests of the bundles to go on one"),
         ("keys", _keys, ("enrol", "list"), "whose signatures count: enrolled from a stick, at the first start only"),
     ):
         one = verb(name, function, told)

@@ -393,7 +393,7 @@ def name_of_device(device: Path, root: Path = Path("/")) -> str:
         links = root / "dev/disk" / folder
         names = sorted(link.name for link in links.iterdir() if link.resolve() == device.resolve()) if links.is_dir() else []
         found += names[:1]
-    return shown(" ".join(dict.fromkeys(found)) or device.name)
+    return shown(" ".join(dict.fromkeys(found)) or device.name.partition(".")[0])  # of sda1.17, see 61-appliance.rules
 
 
 def shown(name: str) -> str:

@@ -1,8 +1,8 @@
 """Events of processes that come and go (stick, update, settling): read from the spool folder, each into the ledger once.
 
 A file goes only when its entry is on disk; the ledger's links know what is in the chain already, so a cut between the two
-repeats nothing. That a stick was pulled is told by an empty file of the run folder, whose time says when: a unit that is about
-to end has no time for more, for the next stick's may not begin before it is over."""
+repeats nothing. That a stick was pulled is told by an empty file of the run folder, whose time says when: whatever state the box's disk
+and Python are in, the stick's unit can still make one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ log = logging.getLogger("appliance.report")
 
 LOOK_NS = 500_000_000
 _JOURNAL = "spool-"
-_PULLED = "pulled-"  # and the name of the device, as its unit writes it
+_PULLED = "pulled-"  # and the link's name, as the stick's unit writes it
+_LINKS = "/dev/appliance/stick"  # where udev keeps them: one for each plugging-in
 _CLOCKS = ("synced", "holdover", "unset")
 
 
@@ -75,8 +76,9 @@ class Spool:
         """All that lies there in its order; a pulled stick by its time among them. Raises OSError."""
         found = [(one, path) for path in sorted(self._folder.glob("*.json")) if (one := self._read(path)) is not None]
         for path in sorted(self._run_dir.glob(f"{_PULLED}*")):
-            time_ns, device = path.stat().st_mtime_ns, path.name.removeprefix(_PULLED)
-            data = {"who": f"stick {device}", "device": f"/dev/{device}", "text": f"stick {device} was pulled"}
+            time_ns, link = path.stat().st_mtime_ns, path.name.removeprefix(_PULLED)
+            who = f"stick {link.partition('.')[0]}"
+            data = {"who": who, "device": f"{_LINKS}/{link}", "text": f"{who} was pulled"}
             one = Spooled(f"{path.name}-{time_ns}", "stick_removed", data, time_ns // 1000, self._quality())
             at = next((at for at, (other, _) in enumerate(found) if other.wall_us > one.wall_us), len(found))
             found.insert(at, (one, path))

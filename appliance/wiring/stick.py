@@ -151,15 +151,6 @@ def unreadable(box: Box, who: str, why: str, out: TextIO, device: Path | None = 
     return 2
 
 
-def removed(box: Box, who: str, device: Path | None = None) -> int:
-    """The stick was pulled. Exit 0. Raises OSError."""
-    _spool(box, "stick_removed", {"who": who, "device": str(device or ""), "text": f"{who} was pulled"})
-    with _alone(box) as alone:
-        if alone:  # pulled before a trial, its dialogue was ended where it was
-            shutil.rmtree(box.staging, ignore_errors=True)
-    return 0
-
-
 def _worked_on(source: Source, box: Box, told: _Told, only_keys: bool) -> list[Path]:
     """Read it and do what it asks; ``told`` holds what came of it, however it ends. Returns what is written beside RESULT.txt.
     Raises StickDead."""

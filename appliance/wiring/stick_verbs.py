@@ -1,4 +1,4 @@
-"""``appliance usb apply|removed|unreadable|manifest`` and ``appliance keys enrol|list``."""
+"""``appliance usb apply|unreadable|manifest`` and ``appliance keys enrol|list``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ def usb(options: Namespace, out: TextIO, err: TextIO) -> int:
         if options.action == "manifest":
             return _manifest(_place(options, "the folder that holds bundles/"), out)
         box = box_of(options)
-        if options.action == "removed":
-            return dialogue.removed(box, _called(options), options.device)
         if options.action == "unreadable":
             why = options.why or (stick.looks_like(options.device, box.clock) if options.device else "")
             return dialogue.unreadable(box, _called(options), why or _NO_FILE_SYSTEM, out, options.device)

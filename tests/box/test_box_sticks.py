@@ -21,6 +21,8 @@ from tests.box.vm.machine import Machine
 
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(3600)]
 SOME = ("wrong station", "half a model", "60,000 nested brackets", "size claimed: 4 GiB", "boot sector dead", "collect only")
+_STATE = "/var/lib/appliance/config/state.json"
+_UNITS = "'appliance-usb@*' --plain --no-legend"  # those of sticks that are in, or whose unit still ends
 _TOLD = {
     "refused": "configuration_refused", "unreadable": "stick_unreadable", "applied": "configuration_applied", "served": "",
 }  # fmt: skip
@@ -83,7 +85,7 @@ def test_each_stick_ends_as_it_must_and_inspection_goes_on(station: Machine, mak
 def test_a_good_stick_is_applied_and_stays_over_a_boot(station: Machine, maker: Maker, tmp_path: Path) -> None:
     kind = KINDS["good with a bundle"]
     assert _plug(station, kind, maker, tmp_path / "good.img") == ""
-    assert '"good": 2' in station.check("cat /var/lib/appliance/config/state.json")
+    assert '"good": 2' in station.check(f"cat {_STATE}")
     station.stop()
     station.boot(120)
     station.wait_until(line.RUNNING, 180, 0.3)
@@ -94,15 +96,42 @@ def test_a_stick_pulled_in_the_middle_changes_nothing(station: Machine, maker: M
     later = Maker(maker.yaml.replace("revision: 2\n", "revision: 3\n"), maker.bundle)
     image = tmp_path / "pulled.img"
     sticks.make_image(KINDS["good with a bundle"], image, later)
-    state = station.check("cat /var/lib/appliance/config/state.json")
+    state = station.check(f"cat {_STATE}")
     station.plug(image)
-    station.wait_until("test -e /dev/sda && systemctl is-active --quiet 'appliance-usb@sda.service' || systemctl list-units"
-                       " --state=activating --plain --no-legend | grep -q appliance-usb@", 30, 0.02)  # fmt: skip
+    station.wait_until(f"systemctl list-units --state=activating {_UNITS} | grep -q .", 30, 0.02)
     station.unplug()
-    station.wait_until("! test -e /dev/sda && test $(systemctl show -P ActiveState appliance-usb@sda) = inactive", 60)
+    station.wait_until(f"! test -e /dev/sda && ! systemctl list-units {_UNITS} | grep .", 60)
     station.wait_until(line.RUNNING, 60, 0.3)
-    assert station.check("cat /var/lib/appliance/config/state.json") == state
+    assert station.check(f"cat {_STATE}") == state
     assert station.run("systemctl --failed --plain --no-legend").out.strip() == ""
+
+
+def test_a_stick_plugged_in_while_the_one_before_is_still_on_trial_is_answered_and_that_one_kept(
+    station: Machine, maker: Maker, tmp_path: Path
+) -> None:
+    """Both are /dev/sda: under one name the second's unit would not begin, for the first's still ends."""
+    later = Maker(maker.yaml.replace("revision: 2\n", "revision: 3\n"), maker.bundle)
+    first, second = tmp_path / "first.img", tmp_path / "second.img"
+    sticks.make_image(KINDS["good with a bundle"], first, later)
+    sticks.make_image(KINDS["wrong station"], second, later)
+    station.plug(first)
+    station.wait_until(f"""grep -q '"trial": [^n]' {_STATE}""", 120, 0.02)
+    station.unplug()
+    station.wait_until("! test -e /dev/sda", 30, 0.02)
+    station.plug(second)
+    station.wait_until("systemctl is-active --quiet appliance-usb@$(ls /dev/appliance/stick)", 120, 0.1)
+    units = station.check(f"systemctl list-units {_UNITS}")
+    station.unplug()
+    station.wait_until(f"! test -e /dev/sda && ! systemctl list-units {_UNITS} | grep .", 240, 0.3)
+    assert "deactivating" in units and len(units.splitlines()) == 2, f"the first one's trial goes on meanwhile: {units}"
+    assert "another stick is being worked on" in _result(station.stick(second.name))
+    assert "RESULT.txt" not in _result(station.stick(first.name))
+    assert '"good": 3' in station.check(f"cat {_STATE}")
+    station.wait_until(line.RUNNING, 60, 0.3)
+    assert station.check("ls /dev/appliance/stick /run/appliance-stick /var/lib/appliance/stick 2>&1 || true").count("No such") == 2
+    assert station.run("systemctl --failed --plain --no-legend").out.strip() == ""
+    assert _plug(station, KINDS["wrong station"], later, tmp_path / "again.img") == ""
+    assert "complete, unaltered" in line.verify(station)
 
 
 def _plug(machine: Machine, kind: Kind, maker: Maker, image: Path) -> str:
@@ -159,4 +188,4 @@ def _events_after(seq: int, kinds: str) -> str:
 def _how_it_stands(machine: Machine) -> dict[str, Any]:
     restarts = machine.check("for one in rejectd inspectd reportd; do systemctl show -P NRestarts $one; done; "
                              "for one in rejectd inspectd reportd; do systemctl show -P MainPID $one; done")  # fmt: skip
-    return {"processes": restarts.split(), "state": machine.check("cat /var/lib/appliance/config/state.json")}
+    return {"processes": restarts.split(), "state": machine.check(f"cat {_STATE}")}

@@ -42,6 +42,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a root file system is root's"),
     pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="no mmdebstrap"),
     pytest.mark.skipif(shutil.which("qemu-aarch64-static") is None, reason="no qemu-user-static"),
+    pytest.mark.skipif(shutil.which("arch-test") is None, reason="no arch-test, which mmdebstrap asks before another processor"),
     pytest.mark.timeout(3600),
 ]
 

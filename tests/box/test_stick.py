@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -22,11 +23,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from appliance.box import manifest, mount, stick, support
 from appliance.box.child import ChildFailed, run_limited
 from appliance.box.signature import enrol
+from appliance.box.spool import spool_event
 from appliance.box.stick import Calls, Limits, Source, StickDead, name_of_device, read_stick, write_stick
 from appliance.clock import SystemClock, boottime_ns
 from appliance.report.dialogue import Dialogue, remembered
 from appliance.wiring import update
-from appliance.wiring.stick import Box, removed, serve, unreadable
+from appliance.wiring.stick import Box, serve, unreadable
 from tests.box.stick_rig import BUNDLE, ROOT, Rig, key, pem, result, yaml
 from tests.box.sticks import Maker
 from tests.box.test_signature import minisign, minisign_key
@@ -341,8 +343,10 @@ def test_pulling_a_second_stick_leaves_the_firsts_lamp_and_alarm(running: Rig, t
     first = Source(stick_of(tmp_path / "s", yaml(6) + "x: 1\n"), Path("/dev/none1"))
     assert serve(first, running.box, io.StringIO()) == 2  # there is no such device
     assert running.lamps()[-1] == "fast"
-    assert removed(running.box, "stick none2", Path("/dev/none2")) == 0 and running.lamps()[-1] == "fast"
-    assert removed(running.box, "stick none1", Path("/dev/none1")) == 0 and running.lamps()[-1] == "off"
+    spool_event(running.data, "stick_removed", {"device": "/dev/none2"})
+    assert running.lamps()[-1] == "fast"
+    spool_event(running.data, "stick_removed", {"device": "/dev/none1"})
+    assert running.lamps()[-1] == "off"
 
 
 def test_another_stick_that_cannot_be_read_waits_for_the_lamp_of_one_being_worked_on(running: Rig, tmp_path: Path) -> None:
@@ -360,24 +364,6 @@ def test_what_a_version_before_remembered_of_a_stick_still_counts() -> None:
     old = {"lamp": "on", "alarms": {}, "result": "", "text": "", "at": None}
     told = remembered(old).heard("update_applied", {}, "")
     assert told.lamp == "slow" and told.heard("stick_removed", {"device": "/dev/sda1"}, "").lamp == "off"
-
-
-def test_what_was_copied_of_a_pulled_stick_is_cleared(running: Rig) -> None:
-    (running.data / "stick").mkdir()
-    (running.data / "stick/model.onnx").write_bytes(b"x")
-    removed(running.box, "stick sda1", Path("/dev/sda1"))
-    assert not (running.data / "stick").exists()
-
-
-def test_a_second_stick_that_is_pulled_leaves_the_firsts_copy(running: Rig, tmp_path: Path) -> None:
-    assert running.station is not None
-
-    def pull_another() -> None:
-        removed(running.box, "stick sdb1", Path("/dev/sdb1"))
-        assert (running.data / "stick/appliance.yaml").exists()
-
-    running.station.each_step = pull_another
-    assert running.serve(stick_of(tmp_path / "s", yaml(6))) == 0
 
 
 def test_a_child_that_cannot_be_ended_keeps_no_other_stick_waiting(running: Rig, tmp_path: Path) -> None:
@@ -656,9 +642,9 @@ def test_a_refused_configuration_lets_no_update_through(running: Rig, tmp_path: 
     assert running.serve(folder, replace(running.box, install=install)) == 2
 
 
-def test_an_unreadable_and_a_pulled_stick_are_events(running: Rig) -> None:
-    assert unreadable(running.box, "stick sda1", "no FAT", io.StringIO()) == 2 and removed(running.box, "stick sda1") == 0
-    assert running.kinds() == ["stick_unreadable", "stick_removed"]
+def test_an_unreadable_stick_is_an_event(running: Rig) -> None:
+    assert unreadable(running.box, "stick sda1", "no FAT", io.StringIO()) == 2
+    assert running.kinds() == ["stick_unreadable"]
     assert "no FAT" in running.events()[0]["data"]["text"]
 
 
@@ -1019,6 +1005,14 @@ def test_a_sticks_name_is_its_makers_and_its_label(tmp_path: Path) -> None:
         (tmp_path / "dev/disk" / folder / name).symlink_to(node)
     assert name_of_device(node, tmp_path) == "usb-SanDisk_Ultra_4C53-0:0-part1 CONFIG 1234-ABCD"
     assert name_of_device(Path("/dev/none"), tmp_path) == "none"
+    plugged = tmp_path / "dev/appliance/stick/sda1.17"
+    plugged.parent.mkdir(parents=True)
+    plugged.symlink_to(node)
+    assert name_of_device(plugged, tmp_path) == name_of_device(node, tmp_path)
+    shutil.rmtree(tmp_path / "dev/disk")
+    assert name_of_device(plugged, tmp_path) == "sda1"
+    plugged.unlink()
+    assert name_of_device(plugged, tmp_path) == "sda1"
 
 
 # --- the child ------------------------------------------------------------------------------------------------------
@@ -1143,10 +1137,9 @@ def test_the_verbs_and_their_exit_codes(tmp_path: Path) -> None:
     assert appliance("usb", "apply", str(tmp_path / "none"), *at).returncode == 2
     assert appliance("keys", "list", *at).stdout.startswith("ada (")
     assert appliance("keys", "enrol", str(bad), *at).returncode == 2
-    assert appliance("usb", "removed", "--device", "/dev/none1", *at).returncode == 0
     assert appliance("usb", "unreadable", "--device", "/dev/none1", *at).returncode == 2
     kinds = [json.loads(path.read_bytes())["kind"] for path in sorted((tmp_path / "data/spool").iterdir())]
-    assert kinds[-4:] == ["configuration_refused", "stick_answered", "stick_removed", "stick_unreadable"]
+    assert kinds[-3:] == ["configuration_refused", "stick_answered", "stick_unreadable"]
 
 
 def test_the_manifest_is_what_the_box_asks_for(tmp_path: Path) -> None:
@@ -1167,16 +1160,21 @@ def test_the_box_is_told_by_the_folder_and_by_name(tmp_path: Path) -> None:
     assert stick.shown("a\u202e") == "'a\\u202e'"
 
 
-def test_what_is_left_of_a_stick_that_was_pulled_before_anything_was_tried_goes_with_the_next(tmp_path: Path) -> None:
+def test_pulled_before_anything_is_tried_its_units_end_leaves_no_copy_but_another_sticks(tmp_path: Path) -> None:
     folder, data = stick_of(tmp_path / "s", yaml(2), bundle=True), tmp_path / "data"
     at = ["--data-dir", str(data), "--run-dir", str(tmp_path)]
     command = [sys.executable, "-m", "appliance", "usb", "apply", str(folder), *at]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         end = time.monotonic() + 60
         while not (data / "stick").exists():  # the copy, which is there until it is decided
             assert process.poll() is None and time.monotonic() < end
-        os.killpg(process.pid, signal.SIGTERM)  # its unit ends the child too
+        process.send_signal(signal.SIGTERM)
         assert process.wait(30) == -signal.SIGTERM
     assert (data / "stick").exists() and not (data / "config" / "generations").exists()
-    assert appliance("usb", "apply", str(stick_of(tmp_path / "next", yaml(2))), *at).returncode == 0
-    assert not (data / "stick").exists()
+    lines = (ROOT / "systemd/appliance-usb@.service").read_text().splitlines()
+    (line,) = [one for one in lines if one.startswith("ExecStopPost=-/usr/bin/flock")]
+    words = line.partition("=-")[2].replace("/var/lib/appliance", str(data)).split()
+    with (data / "stick.lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert subprocess.run(words).returncode == 1 and (data / "stick").exists(), "another stick's"
+    assert subprocess.run(words).returncode == 0 and not (data / "stick").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -15,20 +15,22 @@ RULES = Path(__file__).resolve().parents[2] / "udev/61-appliance.rules"
 # udev's own file that finds what a key of ours asks for; ours must sort behind it
 FOUND_BY = {"ID_PATH": "60-persistent-v4l.rules", "ID_V4L_CAPABILITIES": "60-persistent-v4l.rules",
             "ID_FS_TYPE": "60-persistent-storage.rules", "ID_PART_ENTRY_TYPE": "60-persistent-storage.rules"}  # fmt: skip
-MATCHES = {"ACTION", "SUBSYSTEM", "SUBSYSTEMS", "KERNEL", "ENV", "ATTR", "ATTRS"}
+MATCHES = {"ACTION", "SUBSYSTEM", "SUBSYSTEMS", "KERNEL", "ENV", "ATTR", "ATTRS", "TEST"}
 SETS = {"GROUP", "MODE", "SYMLINK", "ENV", "TAG", "GOTO", "LABEL"}
 _TERM = re.compile(r'([A-Z]+)(?:\{([^}]+)\})?(==|!=|\+=|=)"([^"]*)"')
 
 
 @dataclass
 class Device:
-    """As udev sees one when our file's turn comes. ``parents``: the nearest first, each (subsystem, attributes)."""
+    """As udev sees one when our file's turn comes. ``parents``: the nearest first, each (subsystem, attributes);
+    ``files``: what lies in its folder of /sys, by the patterns that our file asks with."""
 
     subsystem: str
     kernel: str
     env: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, str] = field(default_factory=dict)
     parents: tuple[tuple[str, dict[str, str]], ...] = ()
+    files: tuple[str, ...] = ()
     action: str = "add"
 
 
@@ -94,7 +96,7 @@ def _holds(term: tuple[str, str, str, str], device: Device, out: Outcome) -> boo
         "ACTION": [device.action], "SUBSYSTEM": [device.subsystem], "KERNEL": [device.kernel],
         "ENV": [out.env.get(name, "")], "ATTR": [device.attributes[name]] if name in device.attributes else [],
         "ATTRS": [attributes[name] for _, attributes in chain if name in attributes],
-        "SUBSYSTEMS": [subsystem for subsystem, _ in chain],
+        "SUBSYSTEMS": [subsystem for subsystem, _ in chain], "TEST": [value] if value in device.files else [],
     }[key]  # fmt: skip
     hit = any(fnmatchcase(one, pattern) for one in seen for pattern in value.split("|"))
     return hit == (operator == "==")
@@ -115,7 +117,7 @@ def stick(kernel: str, file_system: str = "", removable: str = "1", size: str = 
     above = (("scsi", {}), ("usb", {"removable": "removable"}), ("usb", {"removable": "fixed"}))
     whole = not kernel[-1].isdigit()
     attributes = disk[1] if whole else {"size": size, "partition": kernel[3:]}
-    env |= {"ID_FS_TYPE": file_system} if file_system else {}
+    env = {"DISKSEQ": "17", **env} | ({"ID_FS_TYPE": file_system} if file_system else {})
     return Device("block", kernel, env, attributes, above if whole else (disk, *above))
 
 
@@ -135,6 +137,7 @@ SILENT = {
     "EFI's own partition": stick("sda1", "vfat", ID_PART_ENTRY_TYPE="c12a7328-f81f-11d2-ba4b-00c04fc93ec9"),
     "Microsoft's reserved": stick("sda1", ID_PART_ENTRY_TYPE="e3c9e316-0b5c-4db8-817d-f92df00215ae"),
     "an extended partition": stick("sda2", ID_PART_ENTRY_TYPE="0xf"),
+    "a disk whose partitions speak for themselves": replace(stick("sda", ID_PART_TABLE_TYPE="dos"), files=("*/partition",)),
     "a mouse": Device("input", "event3", {}, {}, (("usb", {}),)),
     "a loop device": Device("block", "loop0", {"ID_FS_TYPE": "vfat"}, {"size": "9", "removable": "1"}),
 }
@@ -143,19 +146,24 @@ SILENT = {
 @pytest.mark.parametrize("device", READABLE, ids=lambda one: one.kernel)
 def test_a_stick_starts_its_own_unit(device: Device) -> None:
     out = play(RULES.read_text(), device)
-    assert out.wants == [f"appliance-usb@{device.kernel}.service"]
+    assert out.wants == [f"appliance-usb@{device.kernel}.17.service"] and out.links == [f"appliance/stick/{device.kernel}.17"]
     assert "systemd" in out.tags and out.env["UDISKS_AUTO"] == "0" and out.group == "appliance"
 
 
 @pytest.mark.parametrize("device", UNREADABLE, ids=lambda one: f"{one.kernel} {one.env.get('ID_FS_TYPE', 'nothing')}")
 def test_a_stick_that_cannot_be_read_is_told_of(device: Device) -> None:
     out = play(RULES.read_text(), device)
-    assert out.wants == [f"appliance-usb-unreadable@{device.kernel}.service"] and "systemd" in out.tags
+    assert out.wants == [f"appliance-usb-unreadable@{device.kernel}.17.service"] and "systemd" in out.tags
 
 
 @pytest.mark.parametrize("what", SILENT)
 def test_what_is_no_stick_starts_nothing(what: str) -> None:
     assert play(RULES.read_text(), SILENT[what]).wants == []
+
+
+def test_a_kernel_that_counts_no_disks_gets_one_name_for_all_of_them() -> None:
+    out = play(RULES.read_text(), stick("sda1", "vfat", DISKSEQ=""))
+    assert (out.wants, out.links) == (["appliance-usb@sda1.0.service"], ["appliance/stick/sda1.0"])
 
 
 def test_a_stick_that_is_pulled_starts_nothing() -> None:
@@ -221,6 +229,7 @@ def test_a_planted_fault_is_found(name: str, line: str, complaint: str) -> None:
         ('SUBSYSTEMS=="usb"', 'SUBSYSTEM=="block"'),
         ('ATTR{size}=="0"', 'ATTR{size}=="-1"'),
         ('KERNEL!="sd*"', 'KERNEL!="*"'),
+        ('TEST=="*/partition"', 'TEST=="*/nothing"'),
         ("0xf|", ""),
         ("c12a7328-f81f-11d2-ba4b-00c04fc93ec9|", ""),
     ],

@@ -257,9 +257,9 @@ def test_a_refused_stick_is_told_by_lamp_alarm_topic_and_ledger_until_it_is_pull
 
 def test_a_stick_that_its_unit_tells_to_be_pulled_puts_out_lamp_and_alarm_once(paths: Paths) -> None:
     daemon = reportd(paths)
-    spool_event(paths.data, "configuration_refused", {"text": "no", "who": "stick", "device": "/dev/sda1"})
+    spool_event(paths.data, "configuration_refused", {"text": "no", "who": "stick", "device": "/dev/appliance/stick/sda1.17"})
     turn_until(daemon, lambda: "stick_refused" in daemon._dialogue.alarms)
-    pulled = paths.run / "pulled-sda1"
+    pulled = paths.run / "pulled-sda1.17"
     pulled.touch()
     turn_until(daemon, lambda: daemon._dialogue.lamp == "off" and not pulled.exists())
     daemon.close()
@@ -267,17 +267,17 @@ def test_a_stick_that_its_unit_tells_to_be_pulled_puts_out_lamp_and_alarm_once(p
 
 
 def test_of_what_happened_while_reportd_was_away_a_pulled_stick_takes_its_place_by_its_time(paths: Paths) -> None:
-    spool_event(paths.data, "stick_inserted", {"who": "a", "device": "/dev/sda1"})
+    spool_event(paths.data, "stick_inserted", {"who": "a", "device": "/dev/appliance/stick/sda1.17"})
     first = next(paths.spool_dir.glob("*.json"))
     wall_ns = json.loads(first.read_bytes())["wall_us"] * 1000
-    pulled = paths.run / "pulled-sda1"
+    pulled = paths.run / "pulled-sda1.17"
     pulled.touch()
     os.utime(pulled, ns=(wall_ns + 10**6, wall_ns + 10**6))
     later = json.loads(first.read_bytes()) | {"id": "LATER", "kind": "stick_unreadable", "wall_us": wall_ns // 1000 + 2000}
     (paths.spool_dir / "000002-LATER.json").write_text(json.dumps(later))
     new = spool_of(paths, Ledger(paths.ledger_file, "a/b", False)).take(LOOK_NS)
     assert [one.kind for one in new] == ["stick_inserted", "stick_removed", "stick_unreadable"]
-    assert new[1].data["device"] == "/dev/sda1" and new[1].clock == "synced"
+    assert new[1].data["device"] == "/dev/appliance/stick/sda1.17" and new[1].data["text"] == "stick sda1 was pulled" and new[1].clock == "synced"
 
 
 def test_a_second_sticks_reason_takes_the_place_of_the_firsts(paths: Paths) -> None:
