@@ -1,8 +1,8 @@
 """Events of processes that come and go (stick, update, settling): read from the spool folder, each into the ledger once.
 
 A file goes only when its entry is on disk; the ledger's links know what is in the chain already, so a cut between the two
-repeats nothing. That a stick was pulled is told by an empty file of the run folder, whose time says when: whatever state the box's disk
-and Python are in, the stick's unit can still make one."""
+repeats nothing. That a stick was pulled is told by an empty file of the run folder, whose time says when: whatever state the
+box's disk and Python are in, the stick's unit can still make one."""
 
 from __future__ import annotations
 

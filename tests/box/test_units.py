@@ -193,7 +193,7 @@ def test_a_unit_is_as_it_must_be(name: str) -> None:
         ("rejectd.service", "char-gpiochip rw", "char-* rw", "write DeviceAllow=char-gpiochip rw"),
         ("inspectd.service", "OOMPolicy=continue\n", "", "write OOMPolicy=continue"),
         ("reportd.service", "After=network.target", "After=rejectd.service", "waited for without end"),
-        ("appliance-usb@.service", "After=dev-appliance-stick-%i.device", "After=dev-appliance-stick-%i.device reportd.service", "waited for without end"),
+        ("appliance-usb@.service", "-%i.device\nReq", "-%i.device reportd.service\nReq", "waited for without end"),
         ("appliance-settle.service", "Type=exec", "Type=exec\nAfter=inspectd.service", "waited for without end"),
         ("appliance-usb@.service", "OnFailure=appliance-settle.service\n", "", "write OnFailure=appliance-settle"),
         ("appliance-settle.service", "StartLimitIntervalSec=0\n", "", "write StartLimitIntervalSec=0"),
