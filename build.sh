@@ -93,6 +93,7 @@ do_image() {
   cd "$here"
   if [[ ${1:-} == --selftest ]]; then
     shift
+    "$here/build.sh" kernels > /dev/null            # they belong to the package
     local what=1
     [[ ${1:-} != pycuda ]] || { what=pycuda; shift; }
     exec env APPLIANCE_ARM64=$what "$venv/bin/python" -m pytest -rs -s tests/box/test_image_emulated.py "$@"
