@@ -14,7 +14,7 @@ from appliance.box.store import Store
 from appliance.clock import SystemClock
 from appliance.paths import box_folders
 from appliance.wiring import stick as dialogue
-from appliance.wiring.stick import Box
+from appliance.wiring.stick_box import Box
 
 _NO_FILE_SYSTEM = "it has no FAT or exFAT file system"
 

@@ -22,7 +22,8 @@ from appliance.box.store import Generation, Store, file_digest, tree_digest
 from appliance.clock import VirtualClock
 from appliance.paths import Paths
 from appliance.report.dialogue import Dialogue
-from appliance.wiring.stick import Box, serve
+from appliance.wiring.stick import serve
+from appliance.wiring.stick_box import Box
 from appliance.wiring.store import load_chosen
 from tests.box.sticks import Maker
 

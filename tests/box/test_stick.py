@@ -28,7 +28,8 @@ from appliance.box.stick import Calls, Limits, Source, StickDead, name_of_device
 from appliance.clock import SystemClock, boottime_ns
 from appliance.report.dialogue import Dialogue, remembered
 from appliance.wiring import update
-from appliance.wiring.stick import Box, serve, unreadable
+from appliance.wiring.stick import serve, unreadable
+from appliance.wiring.stick_box import Box
 from tests.box.stick_rig import BUNDLE, ROOT, Rig, key, pem, result, yaml
 from tests.box.sticks import Maker
 from tests.box.test_signature import minisign, minisign_key
@@ -166,7 +167,8 @@ def test_an_update_that_goes_on_trial_in_the_same_moment_is_seen(
     running: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, answers = running.state(), ["", "an update is on trial just now"]
-    monkeypatch.setattr("appliance.wiring.stick.application_on_trial", lambda _slots: answers.pop(0))
+    for room in ("stick", "stick_trial"):
+        monkeypatch.setattr(f"appliance.wiring.{room}.application_on_trial", lambda _slots: answers.pop(0))
     assert running.serve(stick_of(tmp_path / "s", yaml(6))) == 2
     assert running.store.trial is None and running.store.good and running.store.good.number == before["good"]
     assert "an update is on trial just now" in result(tmp_path / "s") and not answers
