@@ -58,7 +58,7 @@ def gpu_steps(jetpack: JetPack, rootfs: Rootfs, inside: Callable[[], Inside], wa
         )  # fmt: skip
     if wanted.jetson_utils:
         steps.append(
-            Step("jetson-utils", f"build jetson-inference {jetson_utils.JETSON_INFERENCE} with its jetson-utils", "csi:// and rtsp://",
+            Step("jetson-utils", f"build jetson-inference {jetson_utils.JETSON_INFERENCE[:8]} with its jetson-utils", "csi:// and rtsp://",
                  lambda: jetson_utils.is_there(rootfs),
                  lambda: _build_jetson(rootfs, inside(), jetpack, wanted.board))
         )  # fmt: skip
@@ -82,7 +82,8 @@ def _build_pycuda(rootfs: Rootfs, inside: Inside, jetpack: JetPack, wanted: Gpu)
         shutil.copyfile(file, inside.share / file.name)
     _share_numpy(rootfs, inside)
     if wanted.pycuda_from_wheels:
-        settings |= {"CUDA_WHEELS": " ".join(jetpack.cuda_wheels), "LISTS": " ".join(readable_lists(rootfs, inside.share))}
+        shutil.copyfile(_HERE / f"cuda_headers_{jetpack.cuda.replace('-', '.')}.lock", inside.share / "cuda_headers.lock")
+        settings |= {"LISTS": " ".join(readable_lists(rootfs, inside.share))}
         _in_a_layer(inside, "pycuda_from_wheels.sh", settings)
     else:
         lists = _nvidia(rootfs, inside, jetpack, wanted.board)

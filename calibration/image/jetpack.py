@@ -9,28 +9,20 @@ from calibration.image.rootfs import ImageError
 
 @dataclass(frozen=True)
 class JetPack:
-    """``l4t``: how its L4T releases begin; ``cuda``: as its packages are called; ``cuda_wheels``: on the package index, with
-    the same release's headers and what PyCUDA links to; ``jetson_utils``: whether it builds there; ``orin_only``:
-    whether it is for no other chip."""
+    """``l4t``: how its L4T releases begin; ``cuda``: as its packages are called; ``jetson_utils``: whether it builds
+    there; ``orin_only``: whether it is for no other chip."""
 
     name: str
     l4t: tuple[str, ...]
     python: str
     cuda: str
-    cuda_wheels: tuple[str, ...]
     jetson_utils: bool
     orin_only: bool
 
 
-_WHEELS_12 = tuple(f"nvidia-{name}-cu12==12.6.*" for name in ("cuda-runtime", "cuda-nvcc", "cuda-profiler-api")) + (
-    "nvidia-curand-cu12==10.3.7.*",
-)
-_WHEELS_13 = tuple(f"nvidia-{name}==13.2.*" for name in ("cuda-runtime", "cuda-crt", "cuda-profiler-api")) + (
-    "nvidia-curand==10.4.2.*",
-)
 JETPACKS = {
-    "6.2": JetPack("6.2", ("36.4.", "36.5."), "3.10", "12-6", _WHEELS_12, True, True),
-    "7.2": JetPack("7.2", ("39.2.",), "3.12", "13-2", _WHEELS_13, False, False),
+    "6.2": JetPack("6.2", ("36.4.", "36.5."), "3.10", "12-6", True, True),
+    "7.2": JetPack("7.2", ("39.2.",), "3.12", "13-2", False, False),
 }
 
 

@@ -9,7 +9,7 @@ from calibration.image.emulation import SHARED, Inside
 from calibration.image.rootfs import ImageError, Rootfs
 
 # jetson-inference brings jetson-utils as its submodule, at the commit that it was last changed for.
-JETSON_INFERENCE = "45da40a8"  # of 2025-10-16
+JETSON_INFERENCE = "45da40a8f3c180191b269f57f736caaa025b8a69"  # of 2025-10-16
 JETSON_SOURCE = "https://github.com/dusty-nv/jetson-inference"
 _STAMP = "usr/local/share/jetson-inference/built"
 # What jetson-utils' Python part imports beside numpy; and the plugins that its pipelines name, to which nothing is linked.

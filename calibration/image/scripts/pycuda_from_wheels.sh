@@ -1,10 +1,11 @@
 # As pycuda.sh, without NVIDIA's package lists: CUDA's headers come from its wheels on the package index. What is built
 # differs in nothing, for PyCUDA takes headers of CUDA and links to two libraries by their names.
-# CUDA_WHEELS: with headers and libcurand; LISTS: apt's options; OUT: where the wheels go.
+# LISTS: apt's options; OUT: where the wheels go.
 apt-get $LISTS update
 apt-get $LISTS install --yes --no-install-recommends g++ python3-dev python3-venv
 python3 -m venv /root/build
-/root/build/bin/pip install --quiet --no-deps --target /root/cuda-wheels $CUDA_WHEELS
+/root/build/bin/pip install --quiet --require-hashes --only-binary :all: --no-deps --target /root/cuda-wheels \
+  -r /tmp/shared/cuda_headers.lock
 mkdir -p /root/cuda/lib64
 for part in /root/cuda-wheels/nvidia/*; do
   [ ! -d "$part/include" ] || cp -r "$part/include" /root/cuda/
