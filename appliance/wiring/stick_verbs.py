@@ -26,8 +26,9 @@ def usb(options: Namespace, out: TextIO, err: TextIO) -> int:
             return _manifest(_place(options, "the folder that holds bundles/"), out)
         box = box_of(options)
         if options.action == "unreadable":
-            why = options.why or (stick.looks_like(options.device, box.clock) if options.device else "")
-            return dialogue.unreadable(box, _called(options), why or _NO_FILE_SYSTEM, out, options.device)
+            more = stick.looks_like(options.device, box.clock) if options.device else ""
+            why = options.why or "; ".join(filter(None, (_NO_FILE_SYSTEM, more)))
+            return dialogue.unreadable(box, _called(options), why, out, options.device)
         return dialogue.serve(_source(options), box, out)
     except (OSError, ValueError) as why:
         err.write(f"{why}\n")

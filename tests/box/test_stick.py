@@ -1140,7 +1140,10 @@ def test_the_verbs_and_their_exit_codes(tmp_path: Path) -> None:
     assert appliance("keys", "list", *at).stdout.startswith("ada (")
     assert appliance("keys", "enrol", str(bad), *at).returncode == 2
     assert appliance("usb", "unreadable", "--device", "/dev/none1", *at).returncode == 2
-    kinds = [json.loads(path.read_bytes())["kind"] for path in sorted((tmp_path / "data/spool").iterdir())]
+    (tmp_path / "sda1.17").write_bytes(b"\xeb\x52\x90NTFS    ")
+    told = appliance("usb", "unreadable", "--device", str(tmp_path / "sda1.17"), *at)
+    assert "stick sda1 cannot be read: it has no FAT or exFAT file system; it looks like NTFS" in told.stdout
+    kinds = [json.loads(path.read_bytes())["kind"] for path in sorted((tmp_path / "data/spool").iterdir())][:-1]
     assert kinds[-3:] == ["configuration_refused", "stick_answered", "stick_unreadable"]
 
 
