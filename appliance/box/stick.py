@@ -98,15 +98,19 @@ class Calls:
     free: Callable[[Path], int] = lambda place: shutil.disk_usage(place).free
 
 
-def read_stick(source: Source, staging: Path, clock: Clock, limits: Limits = Limits(), calls: Calls = Calls()) -> Found:
-    """Copy what is ours into ``staging`` (made anew). Raises StickDead, OSError of ``staging``."""
+def read_stick(
+    source: Source, staging: Path, clock: Clock, limits: Limits = Limits(), calls: Calls = Calls(),
+    refused: Callable[[Found], bool] = lambda _found: False,
+) -> Found:  # fmt: skip
+    """Copy what is ours into ``staging`` (made anew). ``refused``: asked with configuration, signature and keys at hand whether
+    update and bundles can change nothing any more; they are a gigabyte and a half. Raises StickDead, OSError of ``staging``."""
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
 
     def work(moved: Callable[[], None]) -> Any:
         with _at_hand(source, writable=False) as kind:
-            found = _Copy(source.place, staging, limits, calls, moved).all()
+            found = _Copy(source.place, staging, limits, calls, moved).all(refused)
         found.file_system = kind
         return asdict(found)
 
@@ -168,16 +172,16 @@ class _Copy:
         self._bytes = self._bundle_bytes = self._files = 0
         self._room = max(0, calls.free(staging) - limits.reserve_bytes) // 2  # here, and once more in the store
 
-    def all(self) -> Found:
+    def all(self, refused: Callable[[Found], bool]) -> Found:
         """Raises OSError where the stick's root cannot be read."""
         root = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._root(root)
+            self._root(root, refused)
         finally:
             os.close(root)
         return self._found
 
-    def _root(self, root: int) -> None:
+    def _root(self, root: int, refused: Callable[[Found], bool]) -> None:
         try:
             if self._take(root, CONFIGURATION, self._limits.yaml_bytes):
                 for name in SIGNATURES:
@@ -186,8 +190,12 @@ class _Copy:
                 self._found.near = _near(self._names(root, "the stick"))
             self._found.collect = self._asks_collect(root)
             self._each(root, ENROL, self._key)
-            self._each(root, UPDATE, self._update)
-            self._each(root, BUNDLES, self._bundle)
+            large = [name for name in (UPDATE, BUNDLES) if self._kind(root, name) is not None]
+            if large and refused(self._found):
+                self._found.notes.append(f"{' and '.join(large)} not read: nothing in there changes that this is refused")
+            else:
+                self._each(root, UPDATE, self._update)
+                self._each(root, BUNDLES, self._bundle)
         except _Left as why:  # not even its names, or no room: there is no use in going on
             self._found.problems.append(str(why))
 

@@ -23,14 +23,12 @@ from appliance.box.slots_doer import application_on_trial
 from appliance.box.stick import Found, Source, StickDead
 from appliance.box.store import Generation, file_digest, tree_digest
 from appliance.box.words import plain
-from appliance.config import ConfigError, Station
+from appliance.wiring import stick_rights as rights
 from appliance.wiring.settle import ConfigurationOnTrial
 from appliance.wiring.stick_answer import report, support_files, write_back
 from appliance.wiring.stick_box import EVENT_LINES, Box, Refused, Told, running_now, tell
 from appliance.wiring.stick_judge import Judgement, judge
-from appliance.wiring.stick_rights import called, check_allowed, enrol_new, keys_of, mode_of, signed_by
 from appliance.wiring.stick_trial import Stopped, apply_configuration, apply_update
-from appliance.wiring.store import load_chosen
 
 log = logging.getLogger("appliance.stick")
 
@@ -80,7 +78,9 @@ def _worked_on(source: Source, box: Box, told: Told, only_keys: bool) -> list[Pa
     """Read it and do what it asks; ``told`` holds what came of it, however it ends. Returns what is written beside RESULT.txt.
     Raises StickDead."""
     try:
-        found = stick.read_stick(source, box.staging, box.clock, box.limits, box.calls)
+        found = stick.read_stick(
+            source, box.staging, box.clock, box.limits, box.calls, lambda found: rights.refused_already(found, box)
+        )
         _answered(found, box, told, is_box=source.device is not None, only_keys=only_keys)
         return support_files(found, box, told)
     except Stopped as why:
@@ -145,11 +145,11 @@ def _answer(found: Found, box: Box, told: Told, is_box: bool, only_keys: bool) -
     """Raises Refused, OSError."""
     if found.problems:
         raise Refused("the stick cannot be taken as it is", found.problems)
-    keys, new_keys = keys_of(found, box, told)
+    keys, new_keys = rights.keys_of(found, box, told)
     has_file = stick.CONFIGURATION in found.sizes
     if only_keys or not has_file:
         if new_keys:
-            enrol_new(new_keys, box, told)
+            rights.enrol_new(new_keys, box, told)
         elif not (found.keys or found.collect or found.update) or only_keys and not found.keys:
             raise Refused(_nothing_there(found, only_keys))
         told.outcome, told.text = "served", told.text or "the stick asked for no configuration"
@@ -184,11 +184,11 @@ def _configuration(found: Found, box: Box, told: Told, is_box: bool, keys: list[
     """Raises Refused, OSError."""
     _settled(box)
     good = box.store.good
-    running = load_chosen_softly(box)
-    mode = mode_of(running, good, keys)
-    verified = signed_by(found, box, mode, keys, told)
+    running = rights.what_runs(box)
+    mode = rights.mode_of(running, good, keys)
+    verified = rights.signed_by(found, box, mode, keys, told)
     judged = _judged(box, good, signed=mode == "require")
-    told.by = called(told.by, verified, judged)
+    told.by = rights.called(told.by, verified, judged)
     tell(box, "configuration_offered", {
         "who": told.by, "old": running_now(box), "new": {"digest": file_digest(box.staging / stick.CONFIGURATION),
         "revision": judged.revision}, "why": judged.reason, "text": f"{told.by} offers revision {judged.revision}",
@@ -197,7 +197,7 @@ def _configuration(found: Found, box: Box, told: Told, is_box: bool, keys: list[
     told.notes += judged.notes
     if judged.problems:
         raise Refused(f"{stick.CONFIGURATION} has {len(judged.problems)} to correct", judged.problems)
-    check_allowed(judged, good, mode, verified, keys)
+    rights.check_allowed(judged, good, mode, verified, keys)
     told.found += [f"bundle {name}: {what}" for name, what in sorted(judged.bundles.items())]
     told.changed = judged.changed
     if good is not None and _same_as(good, box.staging):
@@ -218,14 +218,6 @@ def _settled(box: Box) -> None:
         raise Refused("another configuration is on trial just now; plug the stick in again when that is decided")
     left = ConfigurationOnTrial(box.store, box.run_dir, box.data_dir, box.clock, who="a trial nobody ended", at_boot=True)
     left.give_up(left.left_over())  # who began it was killed; the processes may run it still
-
-
-def load_chosen_softly(box: Box) -> Station | None:
-    """What runs; None where nothing does or it cannot be read any more. Raises OSError."""
-    try:
-        return load_chosen(box.store, box.data_dir).station
-    except ConfigError:  # strict_start: the box stands; a stick is how it gets up again
-        return None
 
 
 def _judged(box: Box, good: Generation | None, signed: bool) -> Judgement:

@@ -7,9 +7,10 @@ from appliance.box.signature import Key, SignatureError, Verified
 from appliance.box.stick import Found
 from appliance.box.store import Generation
 from appliance.box.words import plain
-from appliance.config import Station
+from appliance.config import ConfigError, Station
 from appliance.wiring.stick_box import Box, Refused, Told, tell
 from appliance.wiring.stick_judge import Judgement
+from appliance.wiring.store import load_chosen
 
 
 def keys_of(found: Found, box: Box, told: Told) -> tuple[list[Key], dict[str, bytes]]:
@@ -77,6 +78,28 @@ def signed_by(found: Found, box: Box, mode: str, keys: list[Key], told: Told) ->
         raise Refused(f"{found.signature}: {verified.text}")
     told.notes.append(f"warning: {verified.text} (signature: warn)")
     return verified
+
+
+def what_runs(box: Box) -> Station | None:
+    """What runs; None where nothing does or it cannot be read any more. Raises OSError."""
+    try:
+        return load_chosen(box.store, box.data_dir).station
+    except ConfigError:  # strict_start: the box stands; a stick is how it gets up again
+        return None
+
+
+def refused_already(found: Found, box: Box) -> bool:
+    """Whether keys or signature refuse this stick's configuration whatever its bundles hold."""
+    if stick.CONFIGURATION not in found.sizes:
+        return False
+    try:
+        keys, _new = keys_of(found, box, Told())
+        signed_by(found, box, mode_of(what_runs(box), box.store.good, keys), keys, Told())
+    except Refused:
+        return True
+    except OSError:  # the box's own disk: who asks again in its turn tells of it
+        return False
+    return False
 
 
 def check_allowed(judged: Judgement, good: Generation | None, mode: str, verified: Verified | None, keys: list[Key]) -> None:

@@ -470,6 +470,31 @@ def test_without_require_it_may_and_is_told(running: Rig, tmp_path: Path) -> Non
     assert "revision: 5 -> 4" in result(tmp_path / "s")
 
 
+@pytest.mark.parametrize("how", ["not signed", "by a stranger", "altered"])
+def test_of_a_stick_that_its_signature_refuses_no_model_and_no_update_is_copied(strict: Rig, tmp_path: Path, how: str) -> None:
+    folder = stick_of(tmp_path / "s", yaml(6), bundle=True)
+    raw = (folder / "appliance.yaml").read_bytes()
+    if how != "not signed":
+        private = key() if how == "altered" else Ed25519PrivateKey.generate()
+        (folder / "appliance.yaml.sig").write_bytes(private.sign(raw + (b"#" if how == "altered" else b"")))
+    (folder / "update").mkdir()
+    (folder / "update/appliance-2.bundle").write_bytes(b"an update")
+    opened: list[str] = []
+
+    def opening(name: str, *more: int, **how: int) -> int:
+        opened.append(name)
+        return os.open(name, *more, **how)
+
+    assert strict.serve(folder, replace(strict.box, calls=Calls(open=opening))) == 2
+    assert set(opened) <= {"appliance.yaml", "appliance.yaml.sig", "enrol"}
+    assert "update and bundles not read" in result(folder) and "sign" in result(folder)
+
+
+def test_with_no_signature_asked_all_of_it_is_read_and_judged(running: Rig, tmp_path: Path) -> None:
+    folder = stick_of(tmp_path / "s", yaml(6) + "x: 1\n", bundle=True)
+    assert running.serve(folder) == 2 and "not read" not in result(folder)
+
+
 def test_warn_takes_what_is_not_signed_and_refuses_what_is_signed_wrongly(running: Rig, tmp_path: Path) -> None:
     enrol(running.data / "keys", {"ada": minisign_key(key())})
     damaged = signed(tmp_path / "damaged", yaml(6))
