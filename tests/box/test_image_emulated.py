@@ -197,8 +197,9 @@ def test_pycuda_is_built_against_cudas_header_wheels_and_its_compiler_is_gone(
     assert sorted(inside.must(["dpkg-query", "-W"]).splitlines()) == before, "the compiler went into the image"
     driver = next((l4t / "rootfs/usr/local/lib").glob("python3*/dist-packages/pycuda/_driver*.so"))
     assert struct.unpack_from("<H", driver.read_bytes(), 18) == (183,), "not for arm64"
-    # All of it loads but for NVIDIA's libraries, which JetPack brings.
-    said = inside.run(["python3", "-c", "import pycuda.compiler, pycuda.driver"]).said
+    # All of it loads, beside the firmware's own numpy, but for NVIDIA's libraries, which JetPack brings.
+    beside = "import sys; sys.path.append('/usr/lib/appliance/packages'); "
+    said = inside.run(["python3", "-c", f"{beside}import pycuda.compiler, pycuda.driver"]).said
     lacking = re.findall(r"ImportError: (lib\S+?): cannot open", said)
     assert [name.split(".")[0] for name in lacking] in (["libcuda"], ["libcurand"]), said
     version = inside.must(["python3", "-c", "import pycuda; print(pycuda.VERSION_TEXT)"]).split()[-1]
