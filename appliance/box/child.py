@@ -6,6 +6,7 @@ device) is left behind: the parent goes on and says so."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from appliance.box import mount
 from appliance.ports import Clock
 
 _KILL_WAIT_MS = 2000  # a process that can be killed is gone within milliseconds
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _MOST_ANSWER = 64 << 20  # bytes; what 1 MiB of configuration can be wrong in fills 12 of them
 _NANO = 1_000_000_000
 
@@ -41,8 +43,13 @@ def run_limited(
     the kernel's limits; ``mounts``: it keeps the right to mount, which who reads a stranger's bytes does without. An OSError or
     ValueError of ``work`` is raised here again. Raises ChildFailed otherwise."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
+    libc, parent = ctypes.CDLL(None), os.getpid()  # before the fork: loading takes locks
     pid = os.fork()
     if pid == 0:
+        # What it inherited, the stick's lock among it, nobody may hold whose parent was ended.
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
         os.close(reading)
         _child(work, writing, cpu_s, memory_bytes, mounts)
     os.close(writing)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 
 FILE_SYSTEMS = ("vfat", "exfat")
 RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, NOSYMFOLLOW = 1, 2, 4, 8, 16, 256  # <sys/mount.h>; the last since Linux 5.10
+_BLKGETDISKSEQ = 0x80081280  # <linux/fs.h>
 _REC, _PRIVATE = 16384, 1 << 18
 _DETACH = 2
 _SYS_ADMIN = 21  # <linux/capability.h>
@@ -28,13 +30,32 @@ class MountRefused(OSError):
 
 
 def open_device(device: Path) -> None:
-    """Raises MountRefused for what is no block device."""
+    """Raises MountRefused for what is no block device, or not the one that its name is of: sda1.17 is disk number 17."""
     try:
         mode = os.stat(device).st_mode
     except OSError as why:
         raise MountRefused(why.errno, f"{device} is not there any more") from why
     if mode & 0o170000 != 0o060000:
         raise MountRefused(errno.ENOTBLK, f"{device} is no block device")
+    wanted = device.suffix[1:]
+    if wanted.isdecimal() and wanted != "0" and (number := _disk_number(device)) not in (None, int(wanted)):
+        raise MountRefused(errno.ENODEV, f"{device} is another stick by now, number {number}")
+
+
+def _disk_number(device: Path) -> int | None:
+    """None where the kernel counts no disks (before Linux 5.15). Raises MountRefused."""
+    number = ctypes.c_uint64()
+    try:
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(descriptor, _BLKGETDISKSEQ, number)
+        finally:
+            os.close(descriptor)
+    except OSError as why:
+        if why.errno in (errno.ENOTTY, errno.EINVAL):
+            return None
+        raise MountRefused(why.errno, f"it cannot be read ({why.strerror})") from why
+    return number.value
 
 
 def own_namespace() -> None:

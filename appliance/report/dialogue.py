@@ -28,14 +28,15 @@ _ALARMS = {
 
 
 _ANSWERED = ("stick_answered", "stick_not_written")  # RESULT.txt is on the stick, or never will be
-_LATER = {"device", "awaited"}  # what an earlier version did not remember: an update happens while a stick is in
+_LATER = {"device", "awaited", "behind"}  # what an earlier version did not remember: an update happens while a stick is in
 
 
 @dataclass(frozen=True)
 class Dialogue:
     """``lamp``: its pattern (off, on, slow, fast); ``alarms``: code -> text, raised until the stick is pulled; ``result``,
     ``text``, ``at``: of the last thing that happened to a configuration, in words and at what wall time. ``device``: whose lamp
-    it is, "" = nobody said; ``awaited``: the stick's answer is yet to be written, so it is not to be pulled whatever is known."""
+    it is, "" = nobody said; ``awaited``: the stick's answer is yet to be written, so it is not to be pulled whatever is known;
+    ``behind``: another stick that cannot be read, its device and why, for when this one is pulled."""
 
     lamp: str = "off"
     alarms: dict[str, str] = field(default_factory=dict)
@@ -44,13 +45,14 @@ class Dialogue:
     at: str | None = None
     device: str = ""
     awaited: bool = False
+    behind: dict[str, str] = field(default_factory=dict)
 
     def heard(self, kind: str, data: dict[str, Any], at: str) -> Dialogue:
         """After one more event. ``at_boot`` in its data: no stick had a part in it, so no lamp waits for one to be pulled;
         ``device``: the stick's, where one is meant; ``answers``: stick_answered will follow; ``lamp``: the pattern then."""
-        if self._of_another(kind, str(data.get("device") or "")):
-            return self
-        text = str(data.get("text") or "")
+        device, text = str(data.get("device") or ""), str(data.get("text") or "")
+        if self._of_another(kind, device):
+            return self._with_behind(kind, device, text)
         after = self
         if kind.startswith("configuration_") or kind == "stick_unreadable":
             after = replace(self, result=kind.rpartition("configuration_")[2], text=text, at=at)
@@ -60,20 +62,35 @@ class Dialogue:
         if kind not in lamps or data.get("at_boot"):
             return after
         if kind in ("stick_inserted", "stick_unreadable", "stick_removed"):
-            device = "" if kind == "stick_removed" else str(data.get("device") or "")
-            after = replace(after, device=device, awaited=bool(data.get("answers")))
+            after = replace(after, device="" if kind == "stick_removed" else device, awaited=bool(data.get("answers")))
+        if kind == "stick_removed" and (next_one := self.behind):
+            after = replace(after, device=next_one["device"], behind={})
+            return replace(after, lamp=_LAMPS["stick_unreadable"], alarms={"stick_unreadable": next_one["text"]})
         alarms = {_ALARMS[kind]: text} if kind in _ALARMS else {}
         return replace(after, lamp="on" if after.awaited else lamps[kind], alarms=alarms)
 
     def _of_another(self, kind: str, device: str) -> bool:
         """Whether a stick is meant that lamp and alarms are not of."""
-        if not self.device or not device or device == self.device:
+        if not self.device or not device or _name(device) == _name(self.device):
             return False
-        return kind == "stick_removed" or kind == "stick_unreadable" and self.awaited
+        return kind in ("stick_removed", *_ANSWERED) or kind == "stick_unreadable" and self.awaited
+
+    def _with_behind(self, kind: str, device: str, text: str) -> Dialogue:
+        """After an event of another stick than the lamp's."""
+        if kind == "stick_unreadable":
+            return replace(self, behind={"device": device, "text": text})
+        if kind == "stick_removed" and self.behind and _name(device) == _name(self.behind["device"]):
+            return replace(self, behind={})
+        return self
 
     def as_json(self) -> dict[str, Any]:
         """For reportd's own restart."""
         return asdict(self)
+
+
+def _name(device: str) -> str:
+    """sda1.17, wherever its link lies: the units come with the package, this with an update, and each may be the older one."""
+    return device.rpartition("/")[2]
 
 
 def remembered(value: Any) -> Dialogue:

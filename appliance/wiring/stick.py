@@ -10,8 +10,9 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -35,6 +36,8 @@ log = logging.getLogger("appliance.stick")
 JUDGE_CPU_S = 60  # the worst file of 1 MiB takes 5 s on a laptop core, 512 MiB of models a second or two
 JUDGE_BYTES = 2 << 30  # address space; the worst file takes 0.2 GB of it
 JUDGE_S = 300.0  # its unit gives it less than half of a core
+_LOOK_NS = 200_000_000  # how soon a stick that waits sees that the one before it is over
+_LONGEST_PATH = 4096
 _TEXT_PROBLEMS = 3  # in the sentence for ledger and broker; all stand in RESULT.txt
 
 
@@ -43,13 +46,16 @@ def serve(source: Source, box: Box, out: TextIO, only_keys: bool = False) -> int
     there was nothing to do; 2: refused, returned or unreadable, or the box's own disk failed. Raises OSError where that fails so
     that not even what runs can be told."""
     box.data_dir.mkdir(parents=True, exist_ok=True)
-    with _alone(box) as alone:
+    who = f"stick {source.name}" if source.device else f"folder {source.name or source.place}"
+    told = Told(by=who, device=str(source.device or ""))
+
+    def inserted(text: str) -> None:
+        tell(box, "stick_inserted", {"who": who, "device": told.device, "answers": True, "text": text})
+
+    with _alone(box, source.device, lambda: inserted(f"{who} waits: what the one before it began is not over yet")) as alone:
         if not alone:
             return _busy(source, box, out)
-        who = f"stick {source.name}" if source.device else f"folder {source.name or source.place}"
-        told = Told(by=who, device=str(source.device or ""))
-        text = f"{who} is being read"
-        tell(box, "stick_inserted", {"who": who, "device": told.device, "answers": True, "text": text})
+        inserted(f"{who} is being read")
         stuck = False
         try:
             files = _worked_on(source, box, told, only_keys)
@@ -78,9 +84,8 @@ def _worked_on(source: Source, box: Box, told: Told, only_keys: bool) -> list[Pa
     """Read it and do what it asks; ``told`` holds what came of it, however it ends. Returns what is written beside RESULT.txt.
     Raises StickDead."""
     try:
-        found = stick.read_stick(
-            source, box.staging, box.clock, box.limits, box.calls, lambda found: rights.refused_already(found, box)
-        )
+        refused = (lambda _found: False) if only_keys else partial(rights.refused_already, box)
+        found = stick.read_stick(source, box.staging, box.clock, box.limits, box.calls, refused)
         _answered(found, box, told, is_box=source.device is not None, only_keys=only_keys)
         return support_files(found, box, told)
     except Stopped as why:
@@ -94,20 +99,41 @@ def _worked_on(source: Source, box: Box, told: Told, only_keys: bool) -> list[Pa
 
 
 @contextmanager
-def _alone(box: Box) -> Iterator[bool]:
-    """One stick at a time."""
+def _alone(box: Box, device: Path | None, waits: Callable[[], None]) -> Iterator[bool]:
+    """One stick at a time, the lock says which. A stick waits for as long as that one is pulled, which only ends what it began;
+    ``waits`` is called when it has to."""
     descriptor = os.open(box.data_dir / "stick.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    looks = 0
+    while not _locked(descriptor):
+        # Not at the first look: who has just locked it may not have written yet. Once it was told to stay in, it has its turn.
+        if looks < 2 and (device is None or not _is_pulled(os.fsdecode(os.pread(descriptor, _LONGEST_PATH, 0)))):
+            os.close(descriptor)
+            yield False
+            return
+        looks += 1
+        if looks == 2:
+            waits()
+        box.wait(_LOOK_NS)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        yield False
-        return
-    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, os.fsencode(device or ""), 0)
         yield True
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that cannot be ended has it too, and would keep the lock
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_pulled(device: str) -> bool:
+    """A folder never is."""
+    return bool(device) and not os.path.exists(device)
 
 
 def _busy(source: Source, box: Box, out: TextIO) -> int:

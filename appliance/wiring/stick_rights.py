@@ -88,7 +88,7 @@ def what_runs(box: Box) -> Station | None:
         return None
 
 
-def refused_already(found: Found, box: Box) -> bool:
+def refused_already(box: Box, found: Found) -> bool:
     """Whether keys or signature refuse this stick's configuration whatever its bundles hold."""
     if stick.CONFIGURATION not in found.sizes:
         return False

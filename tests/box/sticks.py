@@ -111,6 +111,14 @@ def fat_image(image: Path, folder: Path, mebibytes: int = 64, label: str = "CONF
         run("mcopy", "-s", "-Q", "-i", str(image), *entries, "::/")
 
 
+def in_a_partition(image: Path) -> None:
+    """What the image held, behind the table and the gap that most sticks are sold with."""
+    inside = image.read_bytes()
+    entry = b"\0\xfe\xff\xff\x0c\xfe\xff\xff" + (2048).to_bytes(4, "little") + (len(inside) // _SECTOR).to_bytes(4, "little")
+    table = bytes(446) + entry.ljust(64, b"\0") + b"\x55\xaa"
+    image.write_bytes(table.ljust(1 << 20, b"\0") + inside)
+
+
 def run(*words: str) -> None:
     """Raises CalledProcessError with what the tool said."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -473,14 +481,14 @@ def _fat_noise(image: Path) -> None:
 
 
 def _chain_loops(image: Path) -> None:
-    """The second cluster of the file leads back to its first."""
+    """The file's first cluster leads back to itself, not to the next."""
     reserved, tables, sectors = _geometry(image)
     at = entry_at(image, "appliance.yaml")
     raw = image.read_bytes()[at : at + 32]
     first = int.from_bytes(raw[20:22], "little") << 16 | int.from_bytes(raw[26:28], "little")
     for table in range(tables):
         place = (reserved + table * sectors) * _SECTOR
-        _patch(image, place + 4 * (first + 1), first.to_bytes(4, "little"))
+        _patch(image, place + 4 * first, first.to_bytes(4, "little"))
 
 
 def _root_of_ten_thousand(image: Path) -> None:
@@ -654,7 +662,7 @@ def _kinds() -> Iterator[Kind]:
                _first_cluster("bundles", 2), folder=False)  # fmt: skip
     yield Kind("tables of noise", "refused", (*half_size, "stick fails", "listed", "bundles", "no appliance.yaml"), _good_bundle,
                _fat_noise, folder=False, tags=frozenset({"or unreadable"}))  # fmt: skip
-    yield Kind("a chain that loops", "refused", half_size, _good, _chain_loops, folder=False)
+    yield Kind("a chain that loops", "refused", (*half_size, "second time", "unknown setting"), _good, _chain_loops, folder=False)
 
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _kinds()}

@@ -23,6 +23,7 @@ from tests.box.vm.machine import Machine
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(3600)]
 SOME = ("wrong station", "half a model", "60,000 nested brackets", "size claimed: 4 GiB", "boot sector dead", "collect only")
 _STATE = "/var/lib/appliance/config/state.json"
+_FAILED = "journalctl -b -o cat -u 'appliance-usb*' | grep 'Failed with result' || true"
 _UNITS = "'appliance-usb@*' --plain --no-legend"  # those of sticks that are in, or whose unit still ends
 _TOLD = {
     "refused": "configuration_refused", "unreadable": "stick_unreadable", "applied": "configuration_applied", "served": "",
@@ -109,13 +110,13 @@ def test_a_stick_pulled_in_the_middle_changes_nothing(station: Machine, maker: M
     station.wait_until(f"! test -e /dev/sda && ! systemctl list-units {_UNITS} | grep .", 60)
     station.wait_until(line.RUNNING, 60, 0.3)
     assert station.check(f"cat {_STATE}") == state
-    assert station.run("systemctl --failed --plain --no-legend").out.strip() == ""
+    assert station.check(_FAILED) == ""
 
 
-def test_a_stick_plugged_in_while_the_one_before_is_still_on_trial_is_answered_and_that_one_kept(
+def test_a_stick_plugged_in_while_the_one_before_is_on_trial_waits_and_each_gets_its_own_answer(
     station: Machine, maker: Maker, tmp_path: Path
 ) -> None:
-    """Both are /dev/sda: under one name the second's unit would not begin, for the first's still ends."""
+    """Both are /dev/sda: under one name the second's unit would not begin, and the first's answer would be on the second."""
     later = Maker(maker.yaml.replace("revision: 2\n", "revision: 3\n"), maker.bundle)
     first, second = tmp_path / "first.img", tmp_path / "second.img"
     sticks.make_image(KINDS["good with a bundle"], first, later)
@@ -126,27 +127,41 @@ def test_a_stick_plugged_in_while_the_one_before_is_still_on_trial_is_answered_a
     ending = station.wait_until(f"systemctl list-units --state=deactivating {_UNITS} | grep -o '^[^ ]*'", 30, 0.02).strip()
     station.check(f"systemctl kill --kill-who=main --signal=STOP {ending}")  # it takes its time
     station.wait_until("! test -e /dev/sda", 30)
+    last = _last(station)
     station.plug(second)
-    station.wait_until("systemctl is-active --quiet appliance-usb@$(ls /dev/appliance/stick)", 120, 0.1)
+    station.wait_until(_events_after(last, "stick_inserted") + " | grep 'waits: what the one before it began'", 120, 0.1)
     units = station.check(f"systemctl list-units {_UNITS}")
-    station.unplug()
-    station.check(f"systemctl kill --kill-who=main --signal=CONT {ending}")
-    station.wait_until(f"! test -e /dev/sda && ! systemctl list-units {_UNITS} | grep .", 240, 0.3)
     assert "deactivating" in units and len(units.splitlines()) == 2, f"the first one's trial goes on meanwhile: {units}"
-    assert "another stick is being worked on" in _result(station.stick(second.name))
-    assert "RESULT.txt" not in _result(station.stick(first.name))
-    assert _revision(station) == 3
+    station.check(f"systemctl kill --kill-who=main --signal=CONT {ending}")
+    station.wait_until(f"test $(systemctl list-units {_UNITS} | wc -l) = 1", 240, 0.3)
+    assert _revision(station) == 3, "pulled in the middle of its trial, it was kept"
+    station.wait_until(_events_after(last, "stick_answered"), 120, 0.3)
+    station.unplug()
+    station.wait_until(f"! test -e /dev/sda && ! systemctl list-units {_UNITS} | grep .", 60, 0.3)
+    assert "acme/elsewhere/line9" in _result(station.stick(second.name))
+    names = _result(station.stick(first.name))
+    assert "appliance.yaml" in names and "RESULT.txt" not in names
     station.wait_until(line.RUNNING, 60, 0.3)
     assert station.check("ls /run/appliance-stick; ls -d /var/lib/appliance/stick 2> /dev/null || true") == ""
-    assert station.run("systemctl --failed --plain --no-legend").out.strip() == ""
-    assert _plug(station, KINDS["wrong station"], later, tmp_path / "again.img") == ""
+    assert station.check(_FAILED) == ""
     assert "complete, unaltered" in line.verify(station)
 
 
-def _plug(machine: Machine, kind: Kind, maker: Maker, image: Path) -> str:
+def test_a_stick_with_a_partition_table_is_one_stick(station: Machine, maker: Maker, tmp_path: Path) -> None:
+    """Disk and partition are two devices: of the disk nothing is said."""
+    last = _last(station)
+    assert _plug(station, KINDS["wrong station"], maker, tmp_path / "table.img", partition=True) == ""
+    told = station.check(_events_after(last, "stick_inserted"))
+    assert told.count("stick_inserted") == 1 and "/dev/appliance/stick/sda1." in told
+    assert station.run(_events_after(last, "stick_unreadable")).out == ""
+
+
+def _plug(machine: Machine, kind: Kind, maker: Maker, image: Path, partition: bool = False) -> str:
     """Plugged, told, pulled; what was wrong, in words."""
     sticks.make_image(kind, image, maker)
-    last = int(machine.check(_query("select max(seq) from entries")).strip())
+    if partition:
+        sticks.in_a_partition(image)
+    last = _last(machine)
     machine.plug(image)
     wanted = _TOLD[kind.ends]
     if "or unreadable" in kind.tags:
@@ -166,7 +181,7 @@ def _plug(machine: Machine, kind: Kind, maker: Maker, image: Path) -> str:
     machine.wait_until("! test -e /dev/sda", 30)
     inside = machine.stick(image.name)
     if not wrong and kind.ends != "unreadable":
-        text = _result(inside)
+        text = _result(inside, "@@1M" if partition else "")
         if not any(word in text for word in kind.words) and "or unreadable" not in kind.tags:
             wrong = f"RESULT.txt does not say {kind.words}: {text[:400]!r}"
     inside.unlink()
@@ -181,10 +196,16 @@ def _revision(machine: Machine) -> int:
     return int(meta["meta"]["revision"])
 
 
-def _result(image: Path) -> str:
-    """RESULT.txt of a stick, or its other name where that one is taken; then the names of what lies on it."""
+def _last(machine: Machine) -> int:
+    """Where the ledger stands."""
+    return int(machine.check(_query("select max(seq) from entries")).strip())
+
+
+def _result(image: Path, at: str = "") -> str:
+    """RESULT.txt of a stick, or its other name where that one is taken; then the names of what lies on it. ``at``: where its
+    file system begins, as mtools reads it."""
     names = ("RESULT.txt", "APPLIANCE-RESULT.txt")
-    asked = [*(["mtype", "-i", str(image), f"::{name}"] for name in names), ["mdir", "-b", "-i", str(image), "::"]]
+    asked = [*(["mtype", "-i", f"{image}{at}", f"::{name}"] for name in names), ["mdir", "-b", "-i", f"{image}{at}", "::"]]
     lax = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
     return "".join(subprocess.run(one, capture_output=True, env=lax).stdout.decode(errors="replace") for one in asked)
 

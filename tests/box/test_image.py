@@ -22,7 +22,7 @@ from calibration.image.cuda import PYCUDA, Gpu, filled_lists, gpu_steps, soc
 from calibration.image.debian import find_deb, nvidia_lists, read_deb, readable_lists
 from calibration.image.emulation import Inside
 from calibration.image.flash import check_files, flash, flash_text
-from calibration.image.jetpack import JETPACKS, check_release
+from calibration.image.jetpack import JETPACKS, JetPack, check_release
 from calibration.image.pins import header, pads, pinmux_text
 from calibration.image.quiet import NOT_NEEDED
 from calibration.image.rootfs import ImageError, Rootfs, tree_digest
@@ -550,6 +550,16 @@ def test_nothing_is_taken_from_the_package_index_but_by_its_digest() -> None:
     assert re.fullmatch("[0-9a-f]{40}", jetson_utils.JETSON_INFERENCE), "fewer digits are soon another commit's too"
     for line in calls:
         assert ("--require-hashes" in line and "--only-binary :all:" in line and "--no-deps" in line), line
+
+
+@pytest.mark.parametrize("jetpack", JETPACKS.values(), ids=lambda one: one.name)
+def test_cudas_headers_are_pinned_for_each_jetpack(jetpack: JetPack) -> None:
+    cuda = jetpack.cuda.replace("-", ".")
+    pins = read_lock((ROOT / f"calibration/image/cuda_headers_{cuda}.lock").read_text())
+    assert all(len(pin.digests) == 2 for pin in pins), "one for arm64, one for a stand-in"
+    assert {pin.name.removesuffix("-cu12") for pin in pins} >= {"nvidia-cuda-runtime", "nvidia-curand"}
+    (runtime,) = [pin for pin in pins if pin.name.startswith("nvidia-cuda-runtime")]
+    assert runtime.version.startswith(f"{cuda}.")
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])

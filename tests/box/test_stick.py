@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -354,7 +355,12 @@ def test_pulling_a_second_stick_leaves_the_firsts_lamp_and_alarm(running: Rig, t
 def test_another_stick_that_cannot_be_read_waits_for_the_lamp_of_one_being_worked_on(running: Rig, tmp_path: Path) -> None:
     told = Dialogue().heard("stick_inserted", {"device": "/dev/sda1", "answers": True}, "")
     other = {"device": "/dev/sdb", "text": "no FAT"}
-    assert told.heard("stick_unreadable", other, "") == told
+    behind = told.heard("stick_unreadable", other, "")
+    assert (behind.lamp, behind.alarms, behind.device) == ("on", {}, "/dev/sda1")
+    assert behind.heard("stick_removed", other, "") == told, "it is gone, and needs no alarm any more"
+    then = behind.heard("stick_answered", {"lamp": "slow"}, "").heard("stick_removed", {"device": "/dev/sda1"}, "")
+    assert (then.lamp, then.alarms, then.device) == ("fast", {"stick_unreadable": "no FAT"}, "/dev/sdb")
+    assert then.heard("stick_removed", other, "") == replace(told, lamp="off", device="", awaited=False)
     assert told.heard("stick_not_written", {"text": "a third, busy"}, "") == told
     after = told.heard("stick_answered", {"lamp": "slow"}, "").heard("stick_unreadable", other, "")
     assert (after.lamp, after.heard("stick_removed", {"device": "/dev/sda1"}, "").lamp) == ("fast", "fast")
@@ -388,6 +394,46 @@ def test_a_child_that_cannot_be_ended_keeps_no_other_stick_waiting(running: Rig,
     os.close(writing)
     os.close(reading)
     os.waitpid(children[0], 0)
+
+
+def test_a_stick_that_waits_has_the_lamp_and_what_is_told_of_the_one_before_leaves_it() -> None:
+    first, second = {"device": "/dev/appliance/stick/sda1.17"}, {"device": "/dev/appliance/stick/sda1.18"}
+    told = Dialogue().heard("stick_inserted", {**first, "answers": True}, "")
+    told = told.heard("stick_inserted", {**second, "answers": True}, "")
+    for kind in ("configuration_applied", "stick_not_written", "stick_removed"):
+        told = told.heard(kind, {**first, "lamp": "slow"}, "")
+    assert (told.lamp, told.device, told.awaited) == ("on", second["device"], True)
+    assert told.heard("stick_answered", {**second, "lamp": "slow"}, "").lamp == "slow"
+
+
+def test_a_stick_waits_for_what_a_pulled_one_began(running: Rig, tmp_path: Path) -> None:
+    looks: list[int] = []
+    with (running.data / "stick.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("/dev/none1")
+        lock.flush()
+
+        def wait(_duration_ns: int) -> None:
+            looks.append(len(running.kinds()))
+            if len(looks) == 3:
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+        source = Source(tmp_path / "at", Path("/dev/none2"), "two")
+        assert serve(source, replace(running.box, wait=wait), io.StringIO()) == 2  # there is no such device
+    assert looks == [0, 1, 1] and running.kinds() == ["stick_inserted", "stick_inserted", "stick_unreadable"]
+    texts = [event["data"]["text"] for event in running.events()]
+    assert "waits: what the one before it began is not over yet" in texts[0] and "is being read" in texts[1]
+    assert (running.data / "stick.lock").read_text() == "/dev/none2", "whose turn it is"
+
+
+def test_a_stick_does_not_wait_for_one_that_is_in(running: Rig, tmp_path: Path) -> None:
+    with (running.data / "stick.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("/dev/null")
+        lock.flush()
+        said, never = io.StringIO(), replace(running.box, wait=lambda _ns: pytest.fail("it waited"))
+        assert serve(Source(tmp_path / "at", Path("/dev/none2"), "two"), never, said) == 2
+    assert "another stick is being worked on" in said.getvalue() and "stick_inserted" not in running.kinds()
 
 
 def test_two_sticks_at_once_are_one_after_the_other(running: Rig, tmp_path: Path) -> None:
@@ -1042,7 +1088,39 @@ def test_a_sticks_name_is_its_makers_and_its_label(tmp_path: Path) -> None:
     assert name_of_device(plugged, tmp_path) == "sda1"
 
 
+def test_a_name_of_one_plugging_in_is_no_other_sticks(tmp_path: Path) -> None:
+    counted = [one.parent.name for one in Path("/sys/block").glob("*/diskseq")]
+    disk = next((name for name in counted if Path("/dev", name).is_block_device() and os.access(f"/dev/{name}", os.R_OK)), "")
+    if not disk:
+        pytest.skip("no disk here that this user reads and this kernel counts")
+    number = int(Path("/sys/block", disk, "diskseq").read_text())
+    for name in (f"sda1.{number}", "sda1.0", "sda1"):  # 0: of a kernel that counts none
+        (tmp_path / name).symlink_to(Path("/dev", disk))
+        mount.open_device(tmp_path / name)
+    (tmp_path / f"sda1.{number + 1}").symlink_to(Path("/dev", disk))
+    with pytest.raises(mount.MountRefused, match=f"another stick by now, number {number}"):
+        mount.open_device(tmp_path / f"sda1.{number + 1}")
+
+
 # --- the child ------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    """It has what its parent had, the stick's lock too, and nobody to end it any more."""
+    code = (
+        "import os, signal; from appliance.box.child import run_limited; from appliance.clock import SystemClock\n"
+        "run_limited(lambda moved: (print(os.getpid(), flush=True), signal.pause()), SystemClock(), 600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+        try:
+            assert select.select([child], [], [], 20)[0], "it waits on"
+        finally:
+            if not select.select([child], [], [], 0)[0]:
+                signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.close(child)
 
 
 def _burn(_moved: Callable[[], None]) -> None:
@@ -1164,6 +1242,11 @@ def test_the_verbs_and_their_exit_codes(tmp_path: Path) -> None:
     assert appliance("usb", "apply", str(tmp_path / "none"), *at).returncode == 2
     assert appliance("keys", "list", *at).stdout.startswith("ada (")
     assert appliance("keys", "enrol", str(bad), *at).returncode == 2
+    fresh = stick_of(tmp_path / "fresh", yaml(1), bundle=True)
+    (fresh / "enrol").mkdir()
+    (fresh / "enrol/ada.pub").write_bytes(pem(key()))
+    told = appliance("keys", "enrol", str(fresh), "--data-dir", str(tmp_path / "other"), "--run-dir", str(tmp_path / "run"))
+    assert told.returncode == 0 and "enrolled" in told.stdout and "refused" not in told.stdout, told
     assert appliance("usb", "unreadable", "--device", "/dev/none1", *at).returncode == 2
     (tmp_path / "sda1.17").write_bytes(b"\xeb\x52\x90NTFS    ")
     told = appliance("usb", "unreadable", "--device", str(tmp_path / "sda1.17"), *at)
@@ -1204,7 +1287,9 @@ def test_pulled_before_anything_is_tried_its_units_end_leaves_no_copy_but_anothe
     lines = (ROOT / "systemd/appliance-usb@.service").read_text().splitlines()
     (line,) = [one for one in lines if one.startswith("ExecStopPost=-/usr/bin/flock")]
     words = line.partition("=-")[2].replace("/var/lib/appliance", str(data)).split()
+    assert subprocess.run(words).returncode == 0 and not (data / "stick").exists(), "at once, as systemd does it"
+    (data / "stick").mkdir()
     with (data / "stick.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert subprocess.run(words).returncode == 1 and (data / "stick").exists(), "another stick's"
-    assert subprocess.run(words).returncode == 0 and not (data / "stick").exists()
+        at_once = [{"--timeout": "--nonblock", "10": ""}.get(one, one) for one in words]
+        assert subprocess.run([one for one in at_once if one]).returncode == 1 and (data / "stick").exists(), "another stick's"

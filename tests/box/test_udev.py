@@ -23,7 +23,7 @@ _TERM = re.compile(r'([A-Z]+)(?:\{([^}]+)\})?(==|!=|\+=|=)"([^"]*)"')
 @dataclass
 class Device:
     """As udev sees one when our file's turn comes. ``parents``: the nearest first, each (subsystem, attributes);
-    ``files``: what lies in its folder of /sys, by the patterns that our file asks with."""
+    ``files``: what lies in its folder of /sys."""
 
     subsystem: str
     kernel: str
@@ -96,7 +96,7 @@ def _holds(term: tuple[str, str, str, str], device: Device, out: Outcome) -> boo
         "ACTION": [device.action], "SUBSYSTEM": [device.subsystem], "KERNEL": [device.kernel],
         "ENV": [out.env.get(name, "")], "ATTR": [device.attributes[name]] if name in device.attributes else [],
         "ATTRS": [attributes[name] for _, attributes in chain if name in attributes],
-        "SUBSYSTEMS": [subsystem for subsystem, _ in chain], "TEST": [value] if value in device.files else [],
+        "SUBSYSTEMS": [subsystem for subsystem, _ in chain], "TEST": list(device.files),
     }[key]  # fmt: skip
     hit = any(fnmatchcase(one, pattern) for one in seen for pattern in value.split("|"))
     return hit == (operator == "==")
@@ -137,7 +137,7 @@ SILENT = {
     "EFI's own partition": stick("sda1", "vfat", ID_PART_ENTRY_TYPE="c12a7328-f81f-11d2-ba4b-00c04fc93ec9"),
     "Microsoft's reserved": stick("sda1", ID_PART_ENTRY_TYPE="e3c9e316-0b5c-4db8-817d-f92df00215ae"),
     "an extended partition": stick("sda2", ID_PART_ENTRY_TYPE="0xf"),
-    "a disk whose partitions speak for themselves": replace(stick("sda", ID_PART_TABLE_TYPE="dos"), files=("*/partition",)),
+    "a disk whose partitions speak for themselves": replace(stick("sda"), files=("size", "sda1/partition")),
     "a mouse": Device("input", "event3", {}, {}, (("usb", {}),)),
     "a loop device": Device("block", "loop0", {"ID_FS_TYPE": "vfat"}, {"size": "9", "removable": "1"}),
 }
@@ -164,6 +164,12 @@ def test_what_is_no_stick_starts_nothing(what: str) -> None:
 def test_a_kernel_that_counts_no_disks_gets_one_name_for_all_of_them() -> None:
     out = play(RULES.read_text(), stick("sda1", "vfat", DISKSEQ=""))
     assert (out.wants, out.links) == (["appliance-usb@sda1.0.service"], ["appliance/stick/sda1.0"])
+
+
+def test_a_card_that_is_taken_out_of_its_reader_ends_what_was_begun_for_it() -> None:
+    """The reader stays: there is no event of its removal."""
+    assert play(RULES.read_text(), stick("sdc", size="0")).env["SYSTEMD_READY"] == "0"
+    assert "SYSTEMD_READY" not in play(RULES.read_text(), stick("sdc", "vfat")).env
 
 
 def test_a_stick_that_is_pulled_starts_nothing() -> None:

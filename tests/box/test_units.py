@@ -21,7 +21,7 @@ DAEMONS = ("rejectd.service", "inspectd.service", "reportd.service")
 # look it up first. The first number of most is long before 249 and stands as 0.
 SINCE = dict.fromkeys(
     """Description Documentation After Before Wants BindsTo PartOf OnFailure WantedBy RequiresMountsFor StartLimitIntervalSec
-    Slice
+    Slice CollectMode
     ConditionPathExistsGlob Type NotifyAccess ExecStart ExecStopPost Restart RestartSec RestartPreventExitStatus SuccessExitStatus
     RemainAfterExit TimeoutStartSec TimeoutStopSec KillMode WatchdogSec RuntimeMaxSec RuntimeDirectory RuntimeDirectoryMode
     RuntimeDirectoryPreserve StateDirectory StateDirectoryMode ReadWritePaths LimitRTPRIO LimitMEMLOCK LimitCORE Nice CPUAffinity
@@ -231,6 +231,7 @@ def test_a_stick_can_starve_nobody() -> None:
         for limit in limits:
             assert has.get(limit), f"{name}: {limit}"
         assert has["PrivateNetwork"] == ["yes"] and has["BindsTo"] == ["dev-appliance-stick-%i.device"]
+        assert has["CollectMode"] == ["inactive-or-failed"], "no name comes again that would clear away a failed one"
         assert has["ExecStopPost"][0] == "/usr/bin/touch /run/appliance/pulled-%i"
         # the node's own name is soon another stick's
         assert not any(re.search(r"/dev/%[iI]", line) for lines in has.values() for line in lines)

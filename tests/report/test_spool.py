@@ -266,6 +266,14 @@ def test_a_stick_that_its_unit_tells_to_be_pulled_puts_out_lamp_and_alarm_once(p
     assert kinds(paths).count("stick_removed") == 1
 
 
+def test_units_of_a_package_before_name_the_stick_by_its_node(paths: Paths) -> None:
+    """The program comes with an update, the units with the package: here the older."""
+    told = Dialogue().heard("stick_inserted", {"device": "/dev/sda1"}, AT)
+    (paths.run / "pulled-sda1").touch()
+    (pulled,) = spool_of(paths, Ledger(paths.ledger_file, "a/b", False)).take(LOOK_NS)
+    assert told.heard(pulled.kind, pulled.data, AT).lamp == "off"
+
+
 def test_of_what_happened_while_reportd_was_away_a_pulled_stick_takes_its_place_by_its_time(paths: Paths) -> None:
     spool_event(paths.data, "stick_inserted", {"who": "a", "device": "/dev/appliance/stick/sda1.17"})
     first = next(paths.spool_dir.glob("*.json"))

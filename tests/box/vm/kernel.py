@@ -31,7 +31,19 @@ def kernel() -> Path:
     compiler = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=True).stdout
     size = source.stat()
     key = digest(source.name, f"{size.st_size} {int(size.st_mtime)}", compiler, _config().read_bytes())
-    return cached("linux", key, lambda scratch: _build(source, scratch))
+    return _that_runs(cached("linux", key, lambda scratch: _build(source, scratch)))
+
+
+def _that_runs(linux: Path) -> Path:
+    """It asks ptrace(2) for much, which not every computer lets a program have. Raises NotHere."""
+    command = [linux, "mem=64M", "root=/dev/none", "con=null", "con0=null,fd:1", "panic=1"]
+    try:
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60).stdout.decode(errors="replace")
+    except subprocess.TimeoutExpired as why:
+        said = (why.stdout or b"").decode(errors="replace")
+    if "Linux version" not in said:
+        raise NotHere(f"this computer does not let User Mode Linux run: {' '.join(said.split()[-30:])}")
+    return linux
 
 
 def _config() -> Path:
