@@ -22,6 +22,7 @@ from appliance.box.result import compose
 from appliance.box.signature import Key
 from appliance.box.slots_doer import application_on_trial
 from appliance.box.stick import Found, Source, StickDead
+from appliance.box.stick_reader import read_stick
 from appliance.box.store import Generation, file_digest, tree_digest
 from appliance.box.words import plain
 from appliance.wiring import stick_rights as rights
@@ -85,7 +86,7 @@ def _worked_on(source: Source, box: Box, told: Told, only_keys: bool) -> list[Pa
     Raises StickDead."""
     try:
         refused = (lambda _found: False) if only_keys else partial(rights.refused_already, box)
-        found = stick.read_stick(source, box.staging, box.clock, box.limits, box.calls, refused)
+        found = read_stick(source, box.staging, box.clock, box.limits, box.calls, refused)
         _answered(found, box, told, is_box=source.device is not None, only_keys=only_keys)
         return support_files(found, box, told)
     except Stopped as why:

@@ -9,11 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from appliance.box import stick
 from appliance.box.child import ChildFailed, run_limited
 from appliance.box.health import read_state
 from appliance.box.result import Report
 from appliance.box.stick import Found, Source, StickDead
+from appliance.box.stick_writer import write_stick
 from appliance.box.support import IMAGES_BYTES
 from appliance.box.words import plain
 from appliance.wiring.stick_box import Box, Told, tell
@@ -89,7 +89,7 @@ def write_back(source: Source, result: bytes, files: list[Path], box: Box, who: 
     """What cannot be written is told, and changes nothing of what was applied. Only now the lamp may say that the stick can be
     pulled; without ``told`` it is another stick's."""
     try:
-        failed = stick.write_stick(source, result, files, box.clock, box.limits)
+        failed = write_stick(source, result, files, box.clock, box.limits)
     except StickDead as why:
         failed = str(why)
     text = f"the answer is on {who}"

@@ -25,7 +25,9 @@ from appliance.box import manifest, mount, stick, support
 from appliance.box.child import ChildFailed, run_limited
 from appliance.box.signature import enrol
 from appliance.box.spool import spool_event
-from appliance.box.stick import Calls, Limits, Source, StickDead, name_of_device, read_stick, write_stick
+from appliance.box.stick import Calls, Limits, Source, StickDead, name_of_device
+from appliance.box.stick_reader import read_stick
+from appliance.box.stick_writer import write_stick
 from appliance.clock import SystemClock, boottime_ns
 from appliance.report.dialogue import Dialogue, remembered
 from appliance.wiring import update
