@@ -103,6 +103,7 @@ def at_hand(source: Source, writable: bool) -> Iterator[str]:
 
 
 def in_child(source: Source, work: Callable[[Callable[[], None]], Any], clock: Clock, limits: Limits) -> Any:
+    """What ``work`` returns, made in a child that may mount where there is a device. Raises StickDead, ValueError of ``work``."""
     try:
         return run_limited(work, clock, limits.whole_s, limits.stall_s, mounts=source.device is not None)
     except ChildFailed as why:
@@ -112,7 +113,7 @@ def in_child(source: Source, work: Callable[[Callable[[], None]], Any], clock: C
         raise StickDead("; ".join(filter(None, (why.strerror or str(why), more)))) from why
 
 
-def looks_like(device: Path, clock: Clock, within_s: float = Limits().stall_s) -> str:
+def looks_like(device: Path, clock: Clock, within_s: float = LIMITS.stall_s) -> str:
     """What a stick that cannot be mounted may be, in words; "" = its first sectors cannot be read or say nothing."""
     try:
         return str(run_limited(lambda _moved: mount.what_it_is(device), clock, within_s))
