@@ -128,7 +128,7 @@ def test_a_disk_that_refuses_is_told_and_tried_again(paths: Paths, monkeypatch: 
     def read_only(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(os, "unlink", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
     spool.committed(ledger.commit())
     assert "Read-only" in spool.trouble and len(files(paths)) == 1
     assert spool.take(2 * LOOK_NS) == [] and "Read-only" in spool.trouble
