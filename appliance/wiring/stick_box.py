@@ -91,5 +91,6 @@ def tell(box: Box, kind: str, data: dict[str, Any]) -> None:
 
 
 def running_now(box: Box) -> dict[str, Any] | None:
+    """The kept configuration as events tell it; None where there is none yet."""
     good = box.store.good
     return good.told() if good else None
